@@ -1,0 +1,35 @@
+# Every target first makes sure of libtorch and the build tools, which takes a second once they are there.
+# Everything is built in the release profile, so that libtorch's bindings are compiled once.
+
+CARGO ?= cargo
+# Passed to every cargo command; CI says --locked.
+CARGOFLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build test lint demo clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Fetch libtorch and check the build tools
+	@deploy/local/setup.sh
+
+build: setup ## Build target/release/coordinator and target/release/worker
+	$(CARGO) build --release --workspace --bins $(CARGOFLAGS)
+
+test: build ## Run every test; the end-to-end ones run the two binaries
+	$(CARGO) test --release --workspace $(CARGOFLAGS)
+
+lint: setup ## Check formatting, clippy and the documentation
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets $(CARGOFLAGS) -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --workspace --no-deps $(CARGOFLAGS)
+
+demo: build ## Make a small data set and train on it with two local workers
+	target/release/worker synth demo/data
+	rm -rf demo/run
+	target/release/coordinator --workers 2 --local --config configs/demo.yaml --run-dir demo/run
+
+clean: ## Remove what was built and the demo's data and runs; keep libtorch
+	$(CARGO) clean
+	rm -rf demo
