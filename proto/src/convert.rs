@@ -1,0 +1,405 @@
+//! Wire to core and back. `From` where it cannot fail, `TryFrom` where a peer may have sent nonsense.
+
+use std::time::Duration;
+
+use relabel_core as core;
+use relabel_core::{DutyId, Formation, FromWorker, Generation, Outcome, Position, Rank, ToWorker, Token};
+
+use crate::v1;
+use crate::v1::coordinator_message::Message as Down;
+use crate::v1::worker_message::Message as Up;
+
+/// A message that does not make sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    #[error("the message {0} lacks its content")]
+    Empty(&'static str),
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    #[error("{field} is {value}, which is out of range")]
+    Range { field: &'static str, value: String },
+    #[error("{0} came where it does not belong")]
+    Unexpected(&'static str),
+}
+
+/// What a worker's first message says.
+pub struct FirstMessage {
+    pub version: String,
+    pub hello: core::Hello,
+}
+
+/// What a seated worker is told first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Welcome {
+    pub rank: Rank,
+    /// Number of seats.
+    pub world: u32,
+    pub run_id: String,
+    /// The run's options as JSON.
+    pub config: String,
+    pub run_dir: String,
+}
+
+fn required<T>(value: Option<T>, field: &'static str) -> Result<T, Invalid> {
+    value.ok_or(Invalid::Missing(field))
+}
+
+fn duration(seconds: f64, field: &'static str) -> Result<Duration, Invalid> {
+    Duration::try_from_secs_f64(seconds).map_err(|_| Invalid::Range { field, value: seconds.to_string() })
+}
+
+/// The worker's first message: a Hello and nothing else.
+pub fn hello(message: v1::WorkerMessage) -> Result<FirstMessage, Invalid> {
+    let Some(Up::Hello(hello)) = message.message else {
+        return Err(Invalid::Unexpected("the first message was no Hello: another message"));
+    };
+    let v1::Hello { version, rank, host, pid, device, ring_address } = hello;
+    let hello = core::Hello { rank: rank.map(Rank), host, pid, device, ring_address };
+    Ok(FirstMessage { version, hello })
+}
+
+/// Any later message of a worker.
+pub fn from_worker(message: v1::WorkerMessage) -> Result<FromWorker, Invalid> {
+    Ok(match required(message.message, "WorkerMessage.message")? {
+        Up::Hello(_) => return Err(Invalid::Unexpected("a second Hello")),
+        Up::Heartbeat(v1::Heartbeat {}) => FromWorker::Heartbeat,
+        Up::Indexed(m) => FromWorker::Indexed(core::Dataset {
+            train_samples: m.train_samples,
+            train_fingerprint: m.train_fingerprint,
+            val_samples: m.val_samples,
+            val_fingerprint: m.val_fingerprint,
+            classes: m.classes,
+        }),
+        Up::Ready(m) => FromWorker::Ready {
+            generation: Generation(m.generation),
+            held: required(m.held, "Ready.held")?.into(),
+        },
+        Up::RestoreFailed(m) => {
+            FromWorker::RestoreFailed { generation: Generation(m.generation), file: m.file, reason: m.reason }
+        }
+        Up::Progress(m) => FromWorker::Progress {
+            generation: Generation(m.generation),
+            position: required(m.position, "Progress.position")?.into(),
+            steps: steps(m.steps)?,
+        },
+        Up::Held(m) => FromWorker::Held {
+            generation: Generation(m.generation),
+            held: m.held.map(Into::into),
+            steps: steps(m.steps)?,
+            reason: m.reason,
+        },
+        Up::Validating(m) => FromWorker::Validating { generation: Generation(m.generation), done: m.done },
+        Up::Validated(m) => FromWorker::Validated {
+            generation: Generation(m.generation),
+            part: core::validation::Part {
+                epoch: m.epoch,
+                range: ordered(m.first, m.end, "Validated.first..end")?,
+                top1: m.top1,
+                top5: m.top5,
+                loss_sum: m.loss_sum,
+            },
+        },
+        Up::CheckpointWritten(m) => FromWorker::CheckpointWritten {
+            duty: DutyId(m.duty),
+            written: core::Written {
+                file: file_name(m.file)?,
+                bytes: m.bytes,
+                blake3: m.blake3,
+                position: required(m.position, "CheckpointWritten.position")?.into(),
+            },
+        },
+        Up::CheckpointFailed(m) => FromWorker::CheckpointFailed { duty: DutyId(m.duty), reason: m.reason },
+        Up::Fault(m) => FromWorker::Fault { reason: m.reason },
+    })
+}
+
+fn steps(steps: Vec<v1::StepReport>) -> Result<Vec<core::StepReport>, Invalid> {
+    steps.into_iter().map(TryInto::try_into).collect()
+}
+
+fn ordered<T: PartialOrd + ToString>(
+    first: T,
+    end: T,
+    field: &'static str,
+) -> Result<std::ops::Range<T>, Invalid> {
+    if first > end {
+        return Err(Invalid::Range { field, value: format!("{}..{}", first.to_string(), end.to_string()) });
+    }
+    Ok(first..end)
+}
+
+/// A name within a folder: what a peer sends must not reach outside of it.
+fn file_name(name: String) -> Result<String, Invalid> {
+    let plain = !name.is_empty()
+        && !name.starts_with('.')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    if plain { Ok(name) } else { Err(Invalid::Range { field: "file", value: name }) }
+}
+
+/// What the worker is told first, on the wire.
+pub fn welcome(welcome: Welcome) -> v1::CoordinatorMessage {
+    let Welcome { rank, world, run_id, config, run_dir } = welcome;
+    let message = Down::Welcome(v1::Welcome { rank: rank.0, world, run_id, config, run_dir });
+    v1::CoordinatorMessage { message: Some(message) }
+}
+
+/// What the coordinator says: the first message is a welcome, every other one an order.
+pub fn to_worker(message: v1::CoordinatorMessage) -> Result<Result<ToWorker, Welcome>, Invalid> {
+    Ok(Ok(match required(message.message, "CoordinatorMessage.message")? {
+        Down::Welcome(m) => {
+            return Ok(Err(Welcome {
+                rank: Rank(m.rank),
+                world: m.world,
+                run_id: m.run_id,
+                config: m.config,
+                run_dir: m.run_dir,
+            }));
+        }
+        Down::Form(m) => ToWorker::Form(formation(m)?),
+        Down::Train(m) => {
+            ToWorker::Train { generation: Generation(m.generation), epoch: m.epoch, first_step: m.first_step }
+        }
+        Down::Validate(m) => ToWorker::Validate {
+            generation: Generation(m.generation),
+            epoch: m.epoch,
+            range: ordered(m.first, m.end, "Validate.first..end")?,
+        },
+        Down::Checkpoint(m) => ToWorker::Checkpoint {
+            duty: DutyId(m.duty),
+            at: required(m.at, "Checkpoint.at")?.into(),
+            best: m.best,
+            top1: m.top1,
+        },
+        Down::Remove(m) => {
+            ToWorker::Remove { files: m.files.into_iter().map(file_name).collect::<Result<_, _>>()? }
+        }
+        Down::Dissolve(m) => ToWorker::Dissolve { generation: Generation(m.generation), reason: m.reason },
+        Down::Finish(m) => ToWorker::Finish {
+            outcome: match required(m.outcome, "Finish.outcome")? {
+                v1::finish::Outcome::Done(_) => Outcome::Done,
+                v1::finish::Outcome::Interrupted(i) => {
+                    Outcome::Interrupted { reason: i.reason, saved: i.saved.map(Into::into) }
+                }
+                v1::finish::Outcome::Failed(f) => Outcome::Failed { reason: f.reason },
+            },
+        },
+    }))
+}
+
+fn formation(m: v1::Form) -> Result<Formation, Invalid> {
+    let world = m.peers.len() as u32;
+    let seat = |rank: u32, field| match rank < world {
+        true => Ok(Rank(rank)),
+        false => Err(Invalid::Range { field, value: rank.to_string() }),
+    };
+    let token = m.token.try_into().map_err(|bytes: Vec<u8>| Invalid::Range {
+        field: "Form.token",
+        value: format!("{} bytes long", bytes.len()),
+    })?;
+    Ok(Formation {
+        generation: Generation(m.generation),
+        rank: seat(m.rank, "Form.rank")?,
+        source: seat(m.source, "Form.source")?,
+        peers: m.peers,
+        token: Token(token),
+        shard: ordered(m.shard_first, m.shard_end, "Form.shard_first..shard_end")?,
+        restore: match m.restore {
+            Some(r) => Some(core::Restore { file: file_name(r.file)?, blake3: r.blake3 }),
+            None => None,
+        },
+        position: required(m.position, "Form.position")?.into(),
+    })
+}
+
+/// The status on the wire.
+pub fn status(status: core::Status, run_id: String, run_dir: String) -> v1::StatusReply {
+    v1::StatusReply {
+        run_id,
+        run_dir,
+        version: crate::VERSION.into(),
+        phase: status.phase,
+        reason: status.reason,
+        generation: status.generation,
+        position: status.position.map(Into::into),
+        steps_per_epoch: status.steps_per_epoch,
+        epochs: status.epochs,
+        world: status.world,
+        loss: status.loss,
+        best_top1: status.best_top1,
+        checkpoint: status.checkpoint,
+        workers: status
+            .workers
+            .into_iter()
+            .map(|w| v1::Worker {
+                rank: w.rank.0,
+                host: w.host,
+                pid: w.pid,
+                device: w.device,
+                silent: w.silent.as_secs_f64(),
+                position: w.position.map(Into::into),
+            })
+            .collect(),
+    }
+}
+
+impl From<v1::Position> for Position {
+    fn from(p: v1::Position) -> Self {
+        Position { epoch: p.epoch, step: p.step }
+    }
+}
+
+impl From<Position> for v1::Position {
+    fn from(p: Position) -> Self {
+        v1::Position { epoch: p.epoch, step: p.step }
+    }
+}
+
+impl TryFrom<v1::StepReport> for core::StepReport {
+    type Error = Invalid;
+
+    fn try_from(m: v1::StepReport) -> Result<Self, Invalid> {
+        Ok(core::StepReport {
+            position: required(m.position, "StepReport.position")?.into(),
+            loss: m.loss,
+            learning_rate: m.learning_rate,
+            samples: m.samples,
+            skipped: m.skipped,
+            duration: duration(m.duration, "StepReport.duration")?,
+            data_wait: duration(m.data_wait, "StepReport.data_wait")?,
+            epoch_loss_sum: m.epoch_loss_sum,
+            epoch_samples: m.epoch_samples,
+        })
+    }
+}
+
+impl From<core::StepReport> for v1::StepReport {
+    fn from(s: core::StepReport) -> Self {
+        v1::StepReport {
+            position: Some(s.position.into()),
+            loss: s.loss,
+            learning_rate: s.learning_rate,
+            samples: s.samples,
+            skipped: s.skipped,
+            duration: s.duration.as_secs_f64(),
+            data_wait: s.data_wait.as_secs_f64(),
+            epoch_loss_sum: s.epoch_loss_sum,
+            epoch_samples: s.epoch_samples,
+        }
+    }
+}
+
+impl From<core::Hello> for v1::WorkerMessage {
+    fn from(h: core::Hello) -> Self {
+        let core::Hello { rank, host, pid, device, ring_address } = h;
+        let version = crate::VERSION.into();
+        let hello = v1::Hello { version, rank: rank.map(|r| r.0), host, pid, device, ring_address };
+        v1::WorkerMessage { message: Some(Up::Hello(hello)) }
+    }
+}
+
+impl From<FromWorker> for v1::WorkerMessage {
+    fn from(message: FromWorker) -> Self {
+        let steps = |steps: Vec<core::StepReport>| steps.into_iter().map(Into::into).collect();
+        let message = match message {
+            FromWorker::Heartbeat => Up::Heartbeat(v1::Heartbeat {}),
+            FromWorker::Indexed(d) => Up::Indexed(v1::Indexed {
+                train_samples: d.train_samples,
+                train_fingerprint: d.train_fingerprint,
+                val_samples: d.val_samples,
+                val_fingerprint: d.val_fingerprint,
+                classes: d.classes,
+            }),
+            FromWorker::Ready { generation, held } => {
+                Up::Ready(v1::Ready { generation: generation.0, held: Some(held.into()) })
+            }
+            FromWorker::RestoreFailed { generation, file, reason } => {
+                Up::RestoreFailed(v1::RestoreFailed { generation: generation.0, file, reason })
+            }
+            FromWorker::Progress { generation, position, steps: reports } => Up::Progress(v1::Progress {
+                generation: generation.0,
+                position: Some(position.into()),
+                steps: steps(reports),
+            }),
+            FromWorker::Held { generation, held, steps: reports, reason } => Up::Held(v1::Held {
+                generation: generation.0,
+                held: held.map(Into::into),
+                steps: steps(reports),
+                reason,
+            }),
+            FromWorker::Validating { generation, done } => {
+                Up::Validating(v1::Validating { generation: generation.0, done })
+            }
+            FromWorker::Validated { generation, part } => Up::Validated(v1::Validated {
+                generation: generation.0,
+                epoch: part.epoch,
+                first: part.range.start,
+                end: part.range.end,
+                top1: part.top1,
+                top5: part.top5,
+                loss_sum: part.loss_sum,
+            }),
+            FromWorker::CheckpointWritten { duty, written } => Up::CheckpointWritten(v1::CheckpointWritten {
+                duty: duty.0,
+                file: written.file,
+                bytes: written.bytes,
+                blake3: written.blake3,
+                position: Some(written.position.into()),
+            }),
+            FromWorker::CheckpointFailed { duty, reason } => {
+                Up::CheckpointFailed(v1::CheckpointFailed { duty: duty.0, reason })
+            }
+            FromWorker::Fault { reason } => Up::Fault(v1::Fault { reason }),
+        };
+        v1::WorkerMessage { message: Some(message) }
+    }
+}
+
+impl From<ToWorker> for v1::CoordinatorMessage {
+    fn from(message: ToWorker) -> Self {
+        let message = match message {
+            ToWorker::Form(f) => Down::Form(v1::Form {
+                generation: f.generation.0,
+                rank: f.rank.0,
+                peers: f.peers,
+                token: f.token.0.to_vec(),
+                shard_first: f.shard.start,
+                shard_end: f.shard.end,
+                source: f.source.0,
+                restore: f.restore.map(|r| v1::Restore { file: r.file, blake3: r.blake3 }),
+                position: Some(f.position.into()),
+            }),
+            ToWorker::Train { generation, epoch, first_step } => {
+                Down::Train(v1::Train { generation: generation.0, epoch, first_step })
+            }
+            ToWorker::Validate { generation, epoch, range } => Down::Validate(v1::Validate {
+                generation: generation.0,
+                epoch,
+                first: range.start,
+                end: range.end,
+            }),
+            ToWorker::Checkpoint { duty, at, best, top1 } => {
+                Down::Checkpoint(v1::Checkpoint { duty: duty.0, at: Some(at.into()), best, top1 })
+            }
+            ToWorker::Remove { files } => Down::Remove(v1::Remove { files }),
+            ToWorker::Dissolve { generation, reason } => {
+                Down::Dissolve(v1::Dissolve { generation: generation.0, reason })
+            }
+            ToWorker::Finish { outcome } => Down::Finish(v1::Finish {
+                outcome: Some(match outcome {
+                    Outcome::Done => v1::finish::Outcome::Done(v1::Done {}),
+                    Outcome::Interrupted { reason, saved } => {
+                        v1::finish::Outcome::Interrupted(v1::Interrupted {
+                            reason,
+                            saved: saved.map(Into::into),
+                        })
+                    }
+                    Outcome::Failed { reason } => v1::finish::Outcome::Failed(v1::Failed { reason }),
+                }),
+            }),
+        };
+        v1::CoordinatorMessage { message: Some(message) }
+    }
+}
+
+#[cfg(test)]
+mod tests;
