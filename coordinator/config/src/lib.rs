@@ -1,0 +1,313 @@
+//! The options of a run: names, types and defaults, the same on the coordinator, which reads them, and
+//! on the workers, which are sent them. The keys and defaults are those of the reference's `base.yaml`;
+//! what this project adds stands beside them under names of its own.
+//!
+//! This crate only describes and validates: [`schema`] is the one table of keys, help and ranges, and
+//! [`validate`] says what is wrong with a whole configuration. Files, environment and flags are
+//! `coordinator/src/config`.
+
+mod schema;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+pub use schema::{IGNORED, Kind, Setting, Value, nearest, schema};
+pub use validate::{Invalid, validate};
+
+use serde::{Deserialize, Serialize};
+
+/// Every option of a run. `Config::default()` is the built-in base.yaml.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub model: Model,
+    pub data: Data,
+    pub optim: Optim,
+    pub compute: Compute,
+    pub checkpoint: Checkpoint,
+    pub cluster: Cluster,
+    pub util: Util,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Model {
+    /// resnet18, resnet34, resnet50, resnet101 or resnet152.
+    pub arch: String,
+    /// Length of the output; none takes the number of class folders under `data_path/train`.
+    pub num_classes: Option<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Data {
+    /// Name of the data set's layout: imagenet.
+    pub dataset: String,
+    /// Folder that holds `train/<class>/<image>` and `val/<class>/<image>`.
+    pub data_path: String,
+    /// Side of the square training crop in pixels.
+    pub image_size: u32,
+    /// Smallest part of the image's area that RandomResizedCrop may take, in (0, 1].
+    pub rrc_minimum: f64,
+    /// Evaluation resizes the short side to ceil(image_size / crop_ratio) before the centre crop.
+    pub crop_ratio: f64,
+    /// Strength of brightness, contrast and saturation jitter; 0 turns it off.
+    pub color_jitter: f64,
+    /// Standard deviation of the PCA lighting noise; 0 turns it off.
+    pub lighting: f64,
+    /// What an unreadable training image does: fail the run, or skip, which counts and names it.
+    pub on_error: OnError,
+    pub cutmix: CutMix,
+    pub relabel: Relabel,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnError {
+    Fail,
+    Skip,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CutMix {
+    /// Probability that a batch is mixed, in [0, 1].
+    pub prob: f64,
+    /// Both parameters of the Beta distribution of the mixing ratio.
+    pub beta: f64,
+    /// The last epochs of a run that go without CutMix.
+    pub off_epoch: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Relabel {
+    /// Train on label maps; false trains on the class folders' names.
+    #[serde(rename = "use")]
+    pub enabled: bool,
+    /// Folder that holds `<class>/<image stem>.pt`.
+    pub path: String,
+    /// How a crop's box is read into the map: hw is right for maps stored as height, width; reference
+    /// swaps the axes as the published code does.
+    pub axes: Axes,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Axes {
+    Hw,
+    Reference,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Optim {
+    /// sgd.
+    pub optimizer: String,
+    pub epochs: u32,
+    pub start_epoch: u32,
+    pub bn: BatchNorm,
+    /// Images in one optimizer step, all workers together.
+    pub batch_size: u32,
+    pub lr: LearningRate,
+    pub warmup: Warmup,
+    pub nesterov: bool,
+    pub momentum: f64,
+    pub wd: WeightDecay,
+    pub label_smoothing: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BatchNorm {
+    /// Share of the running statistics that one step keeps (PyTorch's momentum is 1 minus this).
+    pub momentum: f64,
+    pub eps: f64,
+    /// Normalize with the running statistics in training too and leave them as they are.
+    pub frozen: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LearningRate {
+    pub init: f64,
+    /// After the warmup: cos (half cosine to 0), linear, or default (x0.1 every 30 epochs).
+    pub decay_type: Decay,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decay {
+    Cos,
+    Linear,
+    Default,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Warmup {
+    /// Learning rate of the first step.
+    pub lr: f64,
+    pub epochs: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WeightDecay {
+    pub base: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Compute {
+    /// Seed of everything random; -1 lets the coordinator choose one, which the run records.
+    pub seed: i64,
+    /// The reference's key; a worker is given its device by `--gpu` or `--cpu`.
+    pub gpu: i64,
+    /// The reference's apex level, O0 to O3.
+    pub opt_level: String,
+    /// Loader threads of one worker at most; never more than its share of the machine's cores.
+    pub num_workers: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checkpoint {
+    /// Steps between checkpoints inside an epoch; 0 for none.
+    pub every_steps: u64,
+    /// Epochs between checkpoints, in addition; 0 for none but the last.
+    pub every_epochs: u32,
+    /// Newest checkpoints that are kept, beside the best.
+    pub keep: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cluster {
+    /// Seconds between a worker's heartbeats.
+    pub heartbeat: f64,
+    /// Seconds of silence after which a worker counts as lost.
+    pub dead_after: f64,
+    /// Seconds to wait for missing workers, at the start and after a loss, before the run fails.
+    pub wait_for_workers: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Util {
+    /// Steps between log lines.
+    pub print_freq: u64,
+    /// Images in one evaluation batch, all workers together.
+    pub val_batch_size: u32,
+    pub test_only: bool,
+    pub test_weight_file: String,
+    /// Write the ids of the samples that each worker trained on to `samples/` in the run directory.
+    pub record_samples: bool,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self { arch: "resnet50".into(), num_classes: None }
+    }
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            dataset: "imagenet".into(),
+            data_path: "imagenet".into(),
+            image_size: 224,
+            rrc_minimum: 0.08,
+            crop_ratio: 0.875,
+            color_jitter: 0.4,
+            lighting: 0.1,
+            on_error: OnError::Fail,
+            cutmix: CutMix::default(),
+            relabel: Relabel::default(),
+        }
+    }
+}
+
+impl Default for CutMix {
+    fn default() -> Self {
+        Self { prob: 0.0, beta: 0.0, off_epoch: 5 }
+    }
+}
+
+impl Default for Relabel {
+    fn default() -> Self {
+        Self { enabled: false, path: String::new(), axes: Axes::Hw }
+    }
+}
+
+impl Default for Optim {
+    fn default() -> Self {
+        Self {
+            optimizer: "sgd".into(),
+            epochs: 100,
+            start_epoch: 0,
+            bn: BatchNorm::default(),
+            batch_size: 512,
+            lr: LearningRate::default(),
+            warmup: Warmup::default(),
+            nesterov: true,
+            momentum: 0.9,
+            wd: WeightDecay::default(),
+            label_smoothing: 0.0,
+        }
+    }
+}
+
+impl Default for BatchNorm {
+    fn default() -> Self {
+        Self { momentum: 0.9, eps: 1e-5, frozen: false }
+    }
+}
+
+impl Default for LearningRate {
+    fn default() -> Self {
+        Self { init: 0.5, decay_type: Decay::Cos }
+    }
+}
+
+impl Default for Warmup {
+    fn default() -> Self {
+        Self { lr: 0.0, epochs: 5 }
+    }
+}
+
+impl Default for WeightDecay {
+    fn default() -> Self {
+        Self { base: 1e-5 }
+    }
+}
+
+impl Default for Compute {
+    fn default() -> Self {
+        Self { seed: -1, gpu: -1, opt_level: "O1".into(), num_workers: 32 }
+    }
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { every_steps: 0, every_epochs: 1, keep: 3 }
+    }
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self { heartbeat: 0.5, dead_after: 4.0, wait_for_workers: 300.0 }
+    }
+}
+
+impl Default for Util {
+    fn default() -> Self {
+        Self {
+            print_freq: 250,
+            val_batch_size: 512,
+            test_only: false,
+            test_weight_file: String::new(),
+            record_samples: false,
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! When a checkpoint is due, who writes it, and which old ones go.
+
+use std::collections::BTreeMap;
+
+use crate::{DutyId, History, Position, Settings, WorkerId};
+
+/// Orders to write a checkpoint that have not been answered. The state is the same on every rank after
+/// every step, so any worker could write; rank 0 does, and reads it back on a resume.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Duties {
+    last: u64,
+    open: BTreeMap<DutyId, WorkerId>,
+}
+
+impl Duties {
+    pub fn assign(&mut self, writer: WorkerId) -> DutyId {
+        self.last += 1;
+        self.open.insert(DutyId(self.last), writer);
+        DutyId(self.last)
+    }
+
+    /// Takes an answered duty off the list; false if there is no such duty of this writer.
+    pub fn close(&mut self, duty: DutyId, writer: WorkerId) -> bool {
+        match self.open.get(&duty) {
+            Some(assigned) if *assigned == writer => self.open.remove(&duty).is_some(),
+            _ => false,
+        }
+    }
+
+    /// Forgets what a lost worker was to write.
+    pub fn forget(&mut self, writer: WorkerId) {
+        self.open.retain(|_, assigned| *assigned != writer);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+}
+
+/// The next position within the epoch, after `from`, whose state is to be saved.
+pub(crate) fn next_within_epoch(
+    from: Position,
+    steps_per_epoch: u64,
+    settings: &Settings,
+) -> Option<Position> {
+    let every = settings.checkpoint_every_steps;
+    if every == 0 {
+        return None;
+    }
+    let step = (from.step / every + 1) * every;
+    (step < steps_per_epoch).then_some(Position { epoch: from.epoch, step })
+}
+
+/// Whether the end of `epoch` is to be saved.
+pub(crate) fn due_after_epoch(epoch: u32, is_best: bool, settings: &Settings) -> bool {
+    let every = settings.checkpoint_every_epochs;
+    is_best || epoch + 1 >= settings.epochs || (every > 0 && (epoch + 1).is_multiple_of(every))
+}
+
+/// Committed files beyond the newest `keep`, oldest first.
+pub(crate) fn retired(history: &History, keep: usize) -> Vec<String> {
+    let excess = history.checkpoints.len().saturating_sub(keep.max(1));
+    history.checkpoints[..excess].iter().map(|written| written.file.clone()).collect()
+}

@@ -1,0 +1,82 @@
+//! The facts that outlive a coordinator, and what they amount to. The driver writes each into the
+//! journal before it acts on what follows, and a restarted coordinator folds them back.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Dataset, Restore, Written};
+
+/// A line of the journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "fact", rename_all = "snake_case")]
+pub enum Fact {
+    /// The run began, with the configuration (as YAML) and the seed that it keeps.
+    Started { run_id: String, version: String, seed: u64, config: String },
+    /// The workers agreed on what the data set is.
+    Agreed { dataset: Dataset },
+    /// A checkpoint can be resumed from.
+    Committed { written: Written },
+    /// These checkpoint files are to be removed, and not to be resumed from.
+    Retired { files: Vec<String> },
+    /// An epoch was validated.
+    Validated { epoch: u32, top1: f64, top5: f64 },
+    /// All epochs are done and saved.
+    Finished,
+}
+
+/// What the facts so far amount to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct History {
+    pub dataset: Option<Dataset>,
+    /// Checkpoints that can be resumed from, oldest first.
+    pub checkpoints: Vec<Written>,
+    /// Top-1 of every validated epoch that the kept state can have come from, by epoch.
+    pub validated: std::collections::BTreeMap<u32, f64>,
+    pub finished: bool,
+}
+
+impl History {
+    /// Folds the facts of a journal.
+    pub fn replay<'a>(facts: impl IntoIterator<Item = &'a Fact>) -> Self {
+        let mut history = Self::default();
+        for fact in facts {
+            history.apply(fact);
+        }
+        history
+    }
+
+    pub(crate) fn apply(&mut self, fact: &Fact) {
+        match fact {
+            Fact::Started { .. } => {}
+            Fact::Agreed { dataset } => self.dataset = Some(dataset.clone()),
+            Fact::Committed { written } => {
+                // The same steps can be done and saved again after a fall back to an older file.
+                self.checkpoints.retain(|old| old.file != written.file);
+                self.checkpoints.push(written.clone());
+            }
+            Fact::Retired { files } => self.checkpoints.retain(|old| !files.contains(&old.file)),
+            Fact::Validated { epoch, top1, .. } => {
+                self.validated.insert(*epoch, *top1);
+            }
+            Fact::Finished => self.finished = true,
+        }
+    }
+
+    /// The best validated epoch and its top-1; the earlier one of two equals.
+    pub fn best(&self) -> Option<(u32, f64)> {
+        self.validated.iter().fold(None, |best, (&epoch, &top1)| match best {
+            Some((_, held)) if held >= top1 => best,
+            _ => Some((epoch, top1)),
+        })
+    }
+
+    /// The checkpoint to resume from: the one that was committed last.
+    pub fn newest(&self) -> Option<&Written> {
+        self.checkpoints.last()
+    }
+}
+
+impl From<&Written> for Restore {
+    fn from(written: &Written) -> Self {
+        Restore { file: written.file.clone(), blake3: written.blake3.clone() }
+    }
+}

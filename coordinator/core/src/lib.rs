@@ -1,0 +1,60 @@
+//! What the coordinator decides, as pure functions of state and event.
+//!
+//! ```text
+//!   gRPC streams ─┐                        ┌─ Send      a message to one worker
+//!   lost sockets ─┤                        ├─ Expel     close a worker's stream, with the reason
+//!   signals, CLI ─┼─ Event ─▶ Run ─▶ Command ┼─ Persist   a fact into the journal, synced before what follows
+//!   a timer ──────┘   handle(now, event)   ├─ Observe   what people and metrics see
+//!                                          └─ End       the run is over, and how
+//! ```
+//!
+//! [`Run::handle`] is all there is: the driver around it (`coordinator/src/driver.rs`) queues events,
+//! passes the time in, and carries the commands out in order. This crate can do no I/O because it
+//! depends on nothing that can; the same events at the same times give the same commands, on any machine.
+//!
+//! # Glossary
+//!
+//! - **Worker**: one process with one device. A [`WorkerId`] is one life of it; a [`Rank`] is the seat it takes.
+//! - **World size**: the number of seats.
+//! - **Generation**: a fixed set of ranks with one ring between them. Any loss or arrival ends it.
+//! - **Global batch**: the samples of one optimizer step, all ranks together.
+//! - **Shard**: the part of every global batch that one rank takes ([`shards`]).
+//! - **Position**: the next step to be done, as epoch and step within it ([`Position`]). All that has been
+//!   consumed is one number, whatever the world size was on the way.
+//! - **Source**: the rank whose weights, optimizer state and buffers a new generation starts from.
+//! - **Duty**: a checkpoint that one worker has been told to write ([`checkpoint`]).
+//!
+//! # The way of a run
+//!
+//! ```text
+//!   Gathering ──all seats taken, data agreed──▶ Forming ──all ready──▶ Training ──last step──▶ Validating
+//!       ▲                                          │                      ▲ │                     │
+//!       └───────────── a worker lost, a ring broken┴──────────────────────┼─┘                     │
+//!                                                                         └──next epoch───────────┤
+//!   Ended ◀── last checkpoint committed ── Saving ◀──after the last epoch, or asked to stop───────┘
+//! ```
+
+mod command;
+mod event;
+mod id;
+mod run;
+mod settings;
+mod status;
+
+pub mod checkpoint;
+pub mod history;
+pub mod membership;
+pub mod shards;
+pub mod validation;
+
+pub use command::{Command, EpochSummary, Formation, Observation, Outcome, Restore, ToWorker};
+pub use event::{Dataset, Event, FromWorker, Hello, StepReport, Written};
+pub use history::{Fact, History};
+pub use id::{DutyId, Generation, Position, Rank, Token, WorkerId};
+pub use membership::Rejection;
+pub use run::Run;
+pub use settings::Settings;
+pub use status::{Status, WorkerStatus};
+
+#[cfg(test)]
+mod tests;

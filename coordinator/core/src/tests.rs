@@ -1,0 +1,232 @@
+//! The run from outside: events in, commands out. `sim` plays whole runs with workers that crash.
+#![allow(clippy::unwrap_used)]
+
+mod sim;
+
+use std::time::Duration;
+
+use crate::*;
+
+pub(crate) fn settings(workers: u32) -> Settings {
+    Settings {
+        workers,
+        epochs: 3,
+        global_batch: 10,
+        checkpoint_every_steps: 4,
+        checkpoint_every_epochs: 1,
+        keep_checkpoints: 2,
+        dead_after: Duration::from_secs(4),
+        wait_for_workers: Duration::from_secs(60),
+        stop_deadline: Duration::from_secs(30),
+        secret: [7; 32],
+    }
+}
+
+pub(crate) fn hello(rank: Option<u32>) -> Hello {
+    let ring_address = format!("host:{}", rank.unwrap_or(99));
+    Hello { rank: rank.map(Rank), host: "host".into(), pid: 1, device: "cpu".into(), ring_address }
+}
+
+/// 95 training images: ten steps of ten, the last one of five.
+pub(crate) fn dataset() -> Dataset {
+    Dataset {
+        train_samples: 95,
+        train_fingerprint: "aaaa".into(),
+        val_samples: 33,
+        val_fingerprint: "bbbb".into(),
+        classes: 2,
+    }
+}
+
+fn at(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn join(run: &mut Run, worker: u64, rank: Option<u32>) -> Vec<Command> {
+    run.handle(at(0), Event::Joined { worker: WorkerId(worker), hello: hello(rank) })
+}
+
+fn say(run: &mut Run, worker: u64, message: FromWorker) -> Vec<Command> {
+    run.handle(at(0), Event::Said { worker: WorkerId(worker), message })
+}
+
+fn rejection(commands: &[Command]) -> Option<Rejection> {
+    commands.iter().find_map(|c| match c {
+        Command::Reject { rejection, .. } => Some(rejection.clone()),
+        _ => None,
+    })
+}
+
+fn outcome(commands: &[Command]) -> Option<Outcome> {
+    commands.iter().find_map(|c| match c {
+        Command::End(outcome) => Some(outcome.clone()),
+        _ => None,
+    })
+}
+
+fn failure(commands: &[Command]) -> String {
+    match outcome(commands) {
+        Some(Outcome::Failed { reason }) => reason,
+        other => panic!("expected a failure, got {other:?}"),
+    }
+}
+
+fn formations(commands: &[Command]) -> Vec<Formation> {
+    let of = |c: &Command| match c {
+        Command::Send { message: ToWorker::Form(formation), .. } => Some(formation.clone()),
+        _ => None,
+    };
+    commands.iter().filter_map(of).collect()
+}
+
+/// A run whose workers 1 and 2 (ranks 0 and 1) have just been told to form generation 1.
+fn forming() -> (Run, Vec<Command>) {
+    let mut run = Run::new(settings(2), History::default());
+    join(&mut run, 1, Some(0));
+    join(&mut run, 2, Some(1));
+    say(&mut run, 1, FromWorker::Indexed(dataset()));
+    let commands = say(&mut run, 2, FromWorker::Indexed(dataset()));
+    (run, commands)
+}
+
+#[test]
+fn seats_are_given_once() {
+    let mut run = Run::new(settings(2), History::default());
+    assert_eq!(rejection(&join(&mut run, 1, Some(1))), None);
+    let taken = rejection(&join(&mut run, 2, Some(1))).unwrap();
+    assert!(matches!(taken, Rejection::RankTaken { rank: Rank(1), .. }));
+    assert!(taken.to_string().contains("rank 1 is taken by process 1 on host"));
+    assert_eq!(
+        rejection(&join(&mut run, 3, Some(2))),
+        Some(Rejection::RankOutside { rank: Rank(2), world: 2 })
+    );
+    assert!(join(&mut run, 4, None).contains(&Command::Welcome {
+        worker: WorkerId(4),
+        rank: Rank(0),
+        world: 2
+    }));
+    assert_eq!(rejection(&join(&mut run, 5, None)), Some(Rejection::Full { world: 2 }));
+}
+
+#[test]
+fn a_generation_deals_the_whole_batch_and_names_every_peer() {
+    let (_, commands) = forming();
+    let formations = formations(&commands);
+    assert_eq!(formations.iter().map(|f| f.shard.clone()).collect::<Vec<_>>(), [0..5, 5..10]);
+    for formation in &formations {
+        assert_eq!(formation.peers, ["host:0", "host:1"]);
+        assert_eq!(formation.token, Token::of(&[7; 32], Generation(1)));
+        assert_eq!(formation.position, Position::default());
+    }
+}
+
+#[test]
+fn workers_that_see_other_data_are_told_so() {
+    let mut run = Run::new(settings(2), History::default());
+    join(&mut run, 1, Some(0));
+    join(&mut run, 2, Some(1));
+    say(&mut run, 1, FromWorker::Indexed(dataset()));
+    let other = Dataset { train_samples: 94, train_fingerprint: "cccc".into(), ..dataset() };
+    let reason = failure(&say(&mut run, 2, FromWorker::Indexed(other)));
+    assert!(
+        reason.contains("worker 1 (process 1 on host) sees other training data than worker 0"),
+        "{reason}"
+    );
+    assert!(reason.contains("94 images (fingerprint cccc) instead of 95 (aaaa)"), "{reason}");
+}
+
+#[test]
+fn one_worker_s_fault_ends_the_run_for_all() {
+    let (mut run, _) = forming();
+    let commands = say(&mut run, 2, FromWorker::Fault { reason: "label map x.pt is missing".into() });
+    assert_eq!(failure(&commands), "worker 1 (process 1 on host): label map x.pt is missing");
+    let told =
+        commands.iter().filter(|c| matches!(c, Command::Send { message: ToWorker::Finish { .. }, .. }));
+    assert_eq!(told.count(), 2);
+    assert_eq!(rejection(&join(&mut run, 9, None)), Some(Rejection::Over));
+}
+
+#[test]
+fn silence_counts_as_loss_and_missing_workers_end_the_run() {
+    let (mut run, _) = forming();
+    let mut commands = run.handle(at(3), Event::Tick);
+    assert!(!commands.iter().any(|c| matches!(c, Command::Expel { .. })), "3 s are not too long");
+    run.handle(at(3), Event::Said { worker: WorkerId(1), message: FromWorker::Heartbeat });
+    commands = run.handle(at(5), Event::Tick);
+    let expelled = commands.iter().filter(|c| matches!(c, Command::Expel { worker: WorkerId(2), .. }));
+    assert_eq!(expelled.count(), 1);
+    run.handle(at(64), Event::Said { worker: WorkerId(1), message: FromWorker::Heartbeat });
+    assert_eq!(outcome(&run.handle(at(65), Event::Tick)), None);
+    let reason = failure(&run.handle(at(66), Event::Tick));
+    assert!(reason.contains("waited 60 s (cluster.wait_for_workers) for rank 1"), "{reason}");
+}
+
+#[test]
+fn a_damaged_checkpoint_falls_back_to_the_one_before_and_then_gives_up() {
+    let written = |file: &str, epoch| Written {
+        file: file.into(),
+        bytes: 1,
+        blake3: "b".into(),
+        position: Position { epoch, step: 0 },
+    };
+    let facts = [
+        Fact::Agreed { dataset: dataset() },
+        Fact::Committed { written: written("old", 1) },
+        Fact::Committed { written: written("new", 2) },
+        Fact::Validated { epoch: 1, top1: 0.5, top5: 1.0 },
+    ];
+    let mut run = Run::new(settings(1), History::replay(&facts));
+    join(&mut run, 1, None);
+    let first = formations(&say(&mut run, 1, FromWorker::Indexed(dataset())));
+    assert_eq!(first[0].restore.as_ref().unwrap().file, "new");
+    let failed = |generation, file: &str| FromWorker::RestoreFailed {
+        generation: Generation(generation),
+        file: file.into(),
+        reason: "checksum".into(),
+    };
+    let commands = say(&mut run, 1, failed(1, "new"));
+    assert!(commands.contains(&Command::Persist(Fact::Retired { files: vec!["new".into()] })));
+    let second = formations(&commands);
+    assert_eq!(second[0].restore.as_ref().unwrap().file, "old");
+    assert_eq!(second[0].position, Position { epoch: 1, step: 0 });
+    assert!(failure(&say(&mut run, 1, failed(2, "old"))).contains("no checkpoint is left"));
+}
+
+#[test]
+fn a_ring_that_never_stands_is_given_up_with_its_reason() {
+    let (mut run, mut commands) = forming();
+    for generation in 1..=3 {
+        assert!(outcome(&commands).is_none());
+        let held = |reason: &str| FromWorker::Held {
+            generation: Generation(generation),
+            held: None,
+            steps: vec![],
+            reason: reason.into(),
+        };
+        commands = say(&mut run, 2, held("connection refused"));
+        if generation < 3 {
+            commands = say(&mut run, 1, held("told to"));
+        }
+    }
+    assert!(failure(&commands).contains("connection refused"));
+}
+
+#[test]
+fn a_failed_checkpoint_ends_the_run_and_says_what_is_left() {
+    let (mut run, _) = forming();
+    let ready = FromWorker::Ready { generation: Generation(1), held: Position::default() };
+    say(&mut run, 1, ready.clone());
+    let commands = say(&mut run, 2, ready);
+    let duty = commands.iter().find_map(|c| match c {
+        Command::Send { worker: WorkerId(1), message: ToWorker::Checkpoint { duty, at, .. } } => {
+            Some((*duty, *at))
+        }
+        _ => None,
+    });
+    let (duty, at) = duty.expect("rank 0 is told of the first checkpoint before it trains");
+    assert_eq!(at, Position { epoch: 0, step: 4 });
+    let failed = FromWorker::CheckpointFailed { duty, reason: "no space left on device".into() };
+    assert!(say(&mut run, 2, failed.clone()).is_empty(), "another worker's duty");
+    let reason = failure(&say(&mut run, 1, failed));
+    assert!(reason.contains("no space left on device") && reason.contains("--resume"), "{reason}");
+}

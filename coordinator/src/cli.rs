@@ -1,0 +1,109 @@
+//! The command line of `coordinator`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use relabel_proto::DEFAULT_PORT;
+
+use crate::config::{ConfigFile, help};
+
+/// Own a training run: hand out epochs, shards and duties to workers.
+///
+/// Every option of the run is a flag too: `--optim.lr.init 0.1`; `--help` lists them.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Form of log lines; RUST_LOG chooses their levels
+    #[arg(long, value_name = "FORM", default_value = "text", global = true)]
+    pub log: LogForm,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Show how a run is doing
+    Status(StatusArgs),
+    /// End a run after a checkpoint
+    Stop(StopArgs),
+}
+
+/// A run
+#[derive(Args)]
+pub struct RunArgs {
+    /// Workers that train together
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub workers: u32,
+    /// Start the workers too, on this machine
+    #[arg(long)]
+    pub local: bool,
+    /// With --local, threads of each worker [default: its share of the cores]
+    #[arg(long, value_name = "T", requires = "local", value_parser = clap::value_parser!(u32).range(1..))]
+    pub threads: Option<u32>,
+    #[command(flatten)]
+    pub config: ConfigFile,
+    /// Folder of the run: journal, checkpoints, metrics, logs [default: a new one under runs/]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Carry on with the run in --run-dir, or the newest under runs/, from its newest good checkpoint
+    #[arg(long)]
+    pub resume: bool,
+    /// Address to listen on [default: 0.0.0.0:4747; with --local a free port of 127.0.0.1]
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+}
+
+impl RunArgs {
+    pub fn listen(&self) -> SocketAddr {
+        self.listen.unwrap_or(match self.local {
+            true => SocketAddr::from(([127, 0, 0, 1], 0)),
+            false => SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT)),
+        })
+    }
+}
+
+/// Which run
+#[derive(Args)]
+pub struct Target {
+    /// Address of the run's coordinator
+    #[arg(long, value_name = "URL", env = "RELABEL_COORDINATOR", default_value = "http://127.0.0.1:4747")]
+    pub coordinator: String,
+}
+
+#[derive(Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub target: Target,
+    /// One JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct StopArgs {
+    #[command(flatten)]
+    pub target: Target,
+    /// Why, for the log
+    #[arg(long, default_value = "asked to stop")]
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogForm {
+    /// Sentences for people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+impl Cli {
+    /// Parses what is left of the command line after its dotted flags are taken out. Ends the process on a
+    /// usage error (exit code 2), and for `--help` and `--version`.
+    pub fn read(args: Vec<std::ffi::OsString>) -> Self {
+        let matches = Self::command().after_long_help(help()).get_matches_from(args);
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+}

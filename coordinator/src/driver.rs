@@ -1,0 +1,182 @@
+//! The one task that owns the core: events in from a queue, commands out in order.
+//!
+//! Whatever happens — a worker's word, a lost socket, a signal, the passing of time — becomes an
+//! [`Event`] on one queue, so the core sees one order of things. What it answers is carried out here
+//! before the next event is taken; a fact is on the disk before anything that follows from it is sent.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use relabel_core::{Command, Event, Fact, Hello, Outcome, Rank, Rejection, Run, Status, ToWorker, WorkerId};
+use relabel_proto::{Welcome, v1};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::journal::Journal;
+use crate::report::Report;
+
+/// Events that may wait for the driver; senders wait when it is full.
+const QUEUE: usize = 4096;
+
+/// Between two ticks: a small part of the shortest time that anything waits for.
+const TICK: Duration = Duration::from_millis(200);
+
+type Outbox = mpsc::Sender<Result<v1::CoordinatorMessage, tonic::Status>>;
+
+/// One thing for the driver to see to.
+pub enum Input {
+    /// Something for the core.
+    Event(Event),
+    /// A worker asks to be seated; the answer goes to `seated`, orders go to `outbox`.
+    Join { worker: WorkerId, hello: Hello, outbox: Outbox, seated: oneshot::Sender<Result<(), Rejection>> },
+    /// Somebody asks how the run is doing.
+    Status(oneshot::Sender<Status>),
+}
+
+/// The way in.
+#[derive(Clone)]
+pub struct Queue(mpsc::Sender<Input>);
+
+/// The driver has ended.
+#[derive(Debug)]
+pub struct Closed;
+
+impl Queue {
+    /// Puts `input` into the queue if there is room at once.
+    pub fn try_put(&self, input: Input) -> Result<(), Closed> {
+        self.0.try_send(input).map_err(|_| Closed)
+    }
+
+    /// Waits for a place in the queue.
+    pub async fn put(&self, input: Input) -> Result<(), Closed> {
+        self.0.send(input).await.map_err(|_| Closed)
+    }
+}
+
+/// What every worker is welcomed with, besides its rank.
+pub struct Terms {
+    pub run_id: String,
+    pub run_dir: String,
+    /// The run's options as JSON.
+    pub config: String,
+}
+
+/// Owns the core and all that its commands act on.
+pub struct Driver {
+    run: Run,
+    inputs: mpsc::Receiver<Input>,
+    began: Instant,
+    terms: Terms,
+    journal: Journal<Fact>,
+    report: Report,
+    workers: BTreeMap<WorkerId, Outbox>,
+    /// Newcomers that the core has not answered yet.
+    joining: BTreeMap<WorkerId, (Outbox, oneshot::Sender<Result<(), Rejection>>)>,
+}
+
+impl Driver {
+    pub fn new(run: Run, terms: Terms, journal: Journal<Fact>, report: Report) -> (Self, Queue) {
+        let (sender, inputs) = mpsc::channel(QUEUE);
+        let driver = Self {
+            run,
+            inputs,
+            began: Instant::now(),
+            terms,
+            journal,
+            report,
+            workers: BTreeMap::new(),
+            joining: BTreeMap::new(),
+        };
+        (driver, Queue(sender))
+    }
+
+    /// Runs until the core ends the run. The workers' streams end when the driver is dropped.
+    pub async fn drive(mut self) -> Outcome {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let event = tokio::select! {
+                input = self.inputs.recv() => match input {
+                    Some(Input::Event(event)) => event,
+                    Some(Input::Join { worker, hello, outbox, seated }) => {
+                        self.joining.insert(worker, (outbox, seated));
+                        Event::Joined { worker, hello }
+                    }
+                    Some(Input::Status(reply)) => {
+                        // Nobody waits for it any more if the caller has gone.
+                        let _ = reply.send(self.run.status(self.began.elapsed()));
+                        continue;
+                    }
+                    None => return Outcome::Failed { reason: "nothing is left that could send events".into() },
+                },
+                _ = tick.tick() => Event::Tick,
+            };
+            if let Event::Left { worker, .. } = &event {
+                self.workers.remove(worker);
+            }
+            if let Some(outcome) = self.carry_out(event) {
+                self.report.end(&outcome);
+                return outcome;
+            }
+        }
+    }
+
+    /// Hands one event to the core and does what it says. An event that this gives rise to (a worker
+    /// that cannot be reached, a journal that cannot be written) is handled right after.
+    fn carry_out(&mut self, event: Event) -> Option<Outcome> {
+        let mut pending = vec![event];
+        let mut ended = None;
+        while let Some(event) = pending.pop() {
+            for command in self.run.handle(self.began.elapsed(), event) {
+                match command {
+                    Command::Welcome { worker, rank, world } => {
+                        pending.extend(self.welcome(worker, rank, world))
+                    }
+                    Command::Reject { worker, rejection } => {
+                        if let Some((_, seated)) = self.joining.remove(&worker) {
+                            tracing::warn!("a worker was refused: {rejection}");
+                            let _ = seated.send(Err(rejection));
+                        }
+                    }
+                    Command::Send { worker, message } => pending.extend(self.send(worker, message)),
+                    Command::Expel { worker, reason } => {
+                        if let Some(outbox) = self.workers.remove(&worker) {
+                            let _ = outbox.try_send(Err(tonic::Status::aborted(reason)));
+                        }
+                    }
+                    Command::Persist(fact) => {
+                        if let Err(error) = self.journal.append(&fact) {
+                            // What follows from this fact must not happen; the rest is dropped with it.
+                            pending = vec![Event::Broken { reason: error.to_string() }];
+                            break;
+                        }
+                    }
+                    Command::Observe(observation) => self.report.observe(&observation),
+                    Command::End(outcome) => ended = Some(outcome),
+                }
+            }
+        }
+        ended
+    }
+
+    fn welcome(&mut self, worker: WorkerId, rank: Rank, world: u32) -> Option<Event> {
+        let (outbox, seated) = self.joining.remove(&worker)?;
+        let Terms { run_id, run_dir, config } = &self.terms;
+        let welcome =
+            Welcome { rank, world, run_id: run_id.clone(), config: config.clone(), run_dir: run_dir.clone() };
+        let greeted = outbox.try_send(Ok(relabel_proto::welcome(welcome))).is_ok();
+        self.workers.insert(worker, outbox);
+        let reason = "it was gone before it was seated".into();
+        (seated.send(Ok(())).is_err() || !greeted).then_some(Event::Left { worker, reason })
+    }
+
+    fn send(&mut self, worker: WorkerId, message: ToWorker) -> Option<Event> {
+        let outbox = self.workers.get(&worker)?;
+        let reason = match outbox.try_send(Ok(message.into())) {
+            Ok(()) => return None,
+            Err(mpsc::error::TrySendError::Full(_)) => "it does not read its orders",
+            Err(mpsc::error::TrySendError::Closed(_)) => "its connection broke",
+        };
+        self.workers.remove(&worker);
+        Some(Event::Left { worker, reason: reason.into() })
+    }
+}

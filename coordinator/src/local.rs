@@ -1,0 +1,79 @@
+//! `--local`: workers on this machine, started again when a signal has killed them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::launch::{Exit, LaunchError, LocalOptions, LocalWorkers, worker_program};
+
+/// How often one rank is started again before the run is given up.
+const RESTARTS: u32 = 3;
+
+/// The workers of a `--local` run.
+pub struct Local {
+    workers: LocalWorkers,
+    restarts: BTreeMap<u32, u32>,
+}
+
+impl Local {
+    /// Starts `n` workers that reach the coordinator at `address`.
+    pub async fn start(
+        n: u32,
+        threads: Option<u32>,
+        address: SocketAddr,
+        run_dir: &Path,
+    ) -> Result<Self, LaunchError> {
+        let options = LocalOptions {
+            n,
+            worker: worker_program()?,
+            url: format!("http://{address}"),
+            run_dir: run_dir.to_path_buf(),
+            threads,
+            extra: vec!["--cpu".into()],
+        };
+        Ok(Self { workers: LocalWorkers::start(options).await?, restarts: BTreeMap::new() })
+    }
+
+    /// Watches the workers until one ends in a way that starting it again would not mend, and says so in a
+    /// line.
+    pub async fn watch(&mut self) -> String {
+        loop {
+            let exit = self.workers.next_exit().await;
+            let restarts = self.restarts.entry(exit.rank).or_default();
+            let killed = exit.status.signal().is_some();
+            if exit.status.success() {
+                continue;
+            }
+            if !killed || *restarts >= RESTARTS {
+                return described(&exit);
+            }
+            *restarts += 1;
+            tracing::warn!("worker {} ended ({}); starting it again", exit.rank, exit.status);
+            if let Err(error) = self.workers.respawn(exit.rank).await {
+                return error.to_string();
+            }
+        }
+    }
+
+    /// Lets the workers end by themselves, and makes them after `grace`.
+    pub async fn farewell(&mut self, grace: Duration) {
+        let all = async {
+            while self.workers.ranks().next().is_some() {
+                self.workers.next_exit().await;
+            }
+        };
+        if tokio::time::timeout(grace, all).await.is_err() {
+            self.workers.terminate(grace).await;
+        }
+    }
+}
+
+fn described(exit: &Exit) -> String {
+    let last = match exit.last_lines.last() {
+        Some(line) => format!(": {}", line.strip_prefix("error: ").unwrap_or(line)),
+        None => String::new(),
+    };
+    format!("worker {} ended ({}){last} [{}]", exit.rank, exit.status, exit.log.display())
+}

@@ -1,0 +1,83 @@
+//! The `coordinator` program: owns a training run.
+//!
+//! - [`config`] reads the options, [`run_dir`] opens the run's folder and its [`journal`].
+//! - [`driver`] is the one task that owns the core; [`service`] is its gRPC side.
+//! - [`report`] shows what the core observes, through [`progress`] and [`metrics`].
+//! - [`local`] starts and watches workers on this machine, by [`launch`].
+//! - [`admin`] is the other side: `coordinator status` and `coordinator stop`.
+
+mod admin;
+mod cli;
+mod config;
+mod driver;
+mod journal;
+mod launch;
+mod local;
+mod metrics;
+mod progress;
+mod report;
+mod run;
+mod run_dir;
+mod service;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use cli::{Cli, Command, LogForm};
+use progress::Screen;
+
+/// Wrong usage: a flag or an option that cannot be.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    launch::become_worker_if_asked();
+    let (overrides, rest) = match config::split_dotted(std::env::args_os()) {
+        Ok(split) => split,
+        Err(error) => return fail(USAGE, &error.into()),
+    };
+    let cli = Cli::read(rest);
+    let screen = Screen::stderr();
+    start_log(cli.log, &screen);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(1, &anyhow::Error::new(error).context("cannot start the runtime")),
+    };
+    let ended = match cli.command {
+        None => {
+            let file = cli.run.config.config.as_deref();
+            let resolved = match config::load(file, config::environment(), &overrides) {
+                Ok(resolved) => resolved,
+                Err(error) => return fail(USAGE, &error.into()),
+            };
+            for note in &resolved.notes {
+                tracing::warn!("{note}");
+            }
+            runtime.block_on(run::run(cli.run, resolved, screen))
+        }
+        Some(_) if !overrides.is_empty() => {
+            return fail(
+                USAGE,
+                &anyhow::anyhow!("--{} belongs to a run, not to this subcommand", overrides[0].0),
+            );
+        }
+        Some(Command::Status(args)) => runtime.block_on(admin::status(args)),
+        Some(Command::Stop(args)) => runtime.block_on(admin::stop(args)),
+    };
+    ended.unwrap_or_else(|error| fail(if error.is::<run_dir::RunDirError>() { USAGE } else { 1 }, &error))
+}
+
+/// One line: the causes after the words that they explain.
+fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::from(code)
+}
+
+fn start_log(form: LogForm, screen: &Screen) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(screen.clone());
+    match form {
+        LogForm::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
+        LogForm::Json => builder.json().flatten_event(true).init(),
+    }
+}

@@ -1,0 +1,194 @@
+//! A run from its command line to its exit code: folder, journal, server, driver, and what can end it.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use relabel_config::Config;
+use relabel_core::{Event, Fact, Outcome, Run, Settings};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::TcpListenerStream;
+
+use crate::cli::RunArgs;
+use crate::config::Resolved;
+use crate::driver::{Driver, Input, Queue, Terms};
+use crate::local::Local;
+use crate::progress::Screen;
+use crate::report::Report;
+use crate::run_dir::RunDir;
+use crate::service;
+
+/// How long a stop waits for its checkpoint.
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long workers may take to leave after the run is over.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// Runs until the run is over. Nothing is left behind by a run that cannot begin.
+pub async fn run(args: RunArgs, mut resolved: Resolved, screen: Screen) -> Result<ExitCode> {
+    let config = &mut resolved.config;
+    let listener = listen(args.listen()).await?;
+    let address = listener.local_addr().context("cannot tell the address that was bound")?;
+    let mut folder = RunDir::open(args.run_dir.as_deref(), args.resume, &config.model.arch)?;
+    if let Some(began) = &folder.began {
+        for change in began.reconcile(config)? {
+            tracing::warn!("{change}");
+        }
+    }
+    let newest = folder.history.newest().map(|written| written.position);
+    if folder.history.finished && newest.is_some_and(|position| position.epoch >= config.optim.epochs) {
+        screen.line(&format!(
+            "all {} epochs of {} are done already",
+            config.optim.epochs,
+            folder.path.display()
+        ));
+        return Ok(ExitCode::SUCCESS);
+    }
+
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).context("cannot get random numbers from the system")?;
+    let run_id = begin(&mut folder, config, &secret)?;
+    let run_dir = std::path::absolute(&folder.path).context("cannot tell where the run directory is")?;
+
+    let yaml = folder.path.join("config.yaml");
+    std::fs::write(&yaml, resolved.to_yaml()?).with_context(|| format!("cannot write {}", yaml.display()))?;
+    let config = resolved.config;
+    let terms = Terms {
+        run_id: run_id.clone(),
+        run_dir: run_dir.display().to_string(),
+        config: serde_json::to_string(&config).context("cannot write the configuration for the workers")?,
+    };
+    let core = Run::new(settings(&args, &config, secret), folder.history);
+    let report = Report::new(folder.path.clone(), config, screen.clone());
+    let (driver, queue) = Driver::new(core, terms, folder.journal, report);
+    let (session, admin) = service::services(&queue, &run_id, &run_dir.display().to_string());
+    let (over, until_over) = tokio::sync::oneshot::channel::<()>();
+    let server = tonic::transport::Server::builder()
+        .tcp_nodelay(true)
+        .add_service(session)
+        .add_service(admin)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+            // Dropped or sent, it is over.
+            let _ = until_over.await;
+        });
+    let server = tokio::spawn(server);
+
+    tracing::info!("run {run_id} in {}, listening on {address}", folder.path.display());
+    let mut local = match args.local {
+        true => Some(Local::start(args.workers, args.threads, address, &run_dir).await?),
+        false => {
+            let port = address.port();
+            tracing::info!("waiting for {} workers: worker --coordinator http://HOST:{port}", args.workers);
+            None
+        }
+    };
+    let (outcome, signal) = drive(driver, &queue, local.as_mut()).await?;
+
+    // The last orders are on their way: the workers leave, then the server has nothing left to serve.
+    if let Some(local) = &mut local {
+        local.farewell(FAREWELL).await;
+    }
+    drop(over);
+    if tokio::time::timeout(FAREWELL, server).await.is_err() {
+        tracing::warn!("some workers have not left; they will find that the run is over");
+    }
+    Ok(match outcome {
+        Outcome::Done => ExitCode::SUCCESS,
+        // As a shell has it: 128 and the signal's number; SIGTERM for those who asked by `coordinator stop`.
+        Outcome::Interrupted { .. } => ExitCode::from(128 + signal.unwrap_or(15)),
+        Outcome::Failed { .. } => ExitCode::FAILURE,
+    })
+}
+
+/// Drives the run, turning signals and dead local workers into events. Returns the last signal's number too.
+async fn drive(
+    driver: Driver,
+    queue: &Queue,
+    mut local: Option<&mut Local>,
+) -> Result<(Outcome, Option<u8>)> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut signalled = None;
+    let driving = driver.drive();
+    tokio::pin!(driving);
+    loop {
+        let event = tokio::select! {
+            outcome = &mut driving => return Ok((outcome, signalled)),
+            _ = interrupt.recv() => {
+                signalled = Some(2);
+                Event::Stop { reason: "SIGINT; once more ends the run without waiting".into() }
+            }
+            // A batch system may send it to the process and to its group: once is meant.
+            _ = terminate.recv(), if signalled.is_none() => {
+                signalled = Some(15);
+                Event::Stop { reason: "SIGTERM".into() }
+            }
+            reason = watch(local.as_deref_mut()) => {
+                local = None;
+                Event::Broken { reason }
+            }
+        };
+        // The queue is open for as long as the driver drives, and has room for these few.
+        let _ = queue.try_put(Input::Event(event));
+    }
+}
+
+async fn watch(local: Option<&mut Local>) -> String {
+    match local {
+        Some(local) => local.watch().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
+            "port {} is in use, perhaps by another coordinator: choose another with --listen {}:PORT",
+            address.port(),
+            address.ip()
+        ),
+        _ => anyhow::anyhow!("cannot listen on {address}: {error}"),
+    })
+}
+
+/// Gives a new run its name and seed and writes its first fact; a resumed run has them.
+fn begin(folder: &mut RunDir, config: &mut Config, secret: &[u8; 32]) -> Result<String> {
+    if let Some(began) = &folder.began {
+        return Ok(began.run_id.clone());
+    }
+    let random = blake3::derive_key("relabel run id and seed", secret);
+    if config.compute.seed < 0 {
+        let [a, b, c, d, ..] = random;
+        config.compute.seed = i64::from(u32::from_le_bytes([a, b, c, d]));
+        tracing::info!("compute.seed is {} (chosen at random)", config.compute.seed);
+    }
+    let name =
+        folder.path.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned());
+    let run_id = format!("{name}-{:02x}{:02x}{:02x}", random[29], random[30], random[31]);
+    folder.journal.append(&Fact::Started {
+        run_id: run_id.clone(),
+        version: relabel_proto::VERSION.into(),
+        seed: config.compute.seed as u64,
+        config: serde_json::to_string(config).context("cannot write the configuration")?,
+    })?;
+    Ok(run_id)
+}
+
+fn settings(args: &RunArgs, config: &Config, secret: [u8; 32]) -> Settings {
+    // Validated: positive and finite.
+    let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX);
+    Settings {
+        workers: args.workers,
+        epochs: config.optim.epochs,
+        global_batch: config.optim.batch_size,
+        checkpoint_every_steps: config.checkpoint.every_steps,
+        checkpoint_every_epochs: config.checkpoint.every_epochs,
+        keep_checkpoints: config.checkpoint.keep as usize,
+        dead_after: seconds(config.cluster.dead_after),
+        wait_for_workers: seconds(config.cluster.wait_for_workers),
+        stop_deadline: STOP_DEADLINE,
+        secret,
+    }
+}

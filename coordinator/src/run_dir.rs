@@ -1,0 +1,131 @@
+//! The run directory: a new one for a new run, an existing one to resume, never one for the other.
+
+use std::path::{Path, PathBuf};
+
+use relabel_config::Config;
+use relabel_core::{Fact, History};
+
+use crate::journal::{Journal, JournalError};
+
+/// Where runs go unless told otherwise.
+const RUNS: &str = "runs";
+
+/// Options that a resumed run has to keep: with others its position and the order of its samples would
+/// mean something else, or its state would not fit.
+const FIXED: [&str; 4] = ["compute.seed", "model.arch", "optim.optimizer", "optim.batch_size"];
+
+/// Why a run directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RunDirError {
+    #[error("run directory {} already holds a run: add --resume to carry on with it, or name another --run-dir", .0.display())]
+    Taken(PathBuf),
+    #[error("there is no run to resume in {}: leave --resume out to start one, or name another --run-dir", .0.display())]
+    Nothing(PathBuf),
+    #[error(
+        "{key} is {now} but this run began with {then}: leave it as it was, or start a new run in another --run-dir"
+    )]
+    Changed { key: &'static str, now: String, then: String },
+    #[error("cannot read the run directories in {}: {source}", path.display())]
+    List { path: PathBuf, source: std::io::Error },
+    #[error("the configuration in the journal of {} cannot be read: {source}; resume with the version that wrote it", path.display())]
+    OldConfig { path: PathBuf, source: serde_json::Error },
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+/// A run directory that is held by this coordinator, and what its journal says.
+pub struct RunDir {
+    pub path: PathBuf,
+    pub journal: Journal<Fact>,
+    pub history: History,
+    /// What the run began with, if it is resumed.
+    pub began: Option<Began>,
+}
+
+/// The beginning of a run, as its journal has it.
+pub struct Began {
+    pub run_id: String,
+    pub config: Config,
+}
+
+impl RunDir {
+    /// Opens `named`, or else the newest (to resume) or a new folder under `runs/`, named after `arch`.
+    ///
+    /// # Errors
+    /// A folder that holds a run and is not to be resumed, or the other way round; one that another
+    /// coordinator holds; a journal that is damaged.
+    pub fn open(named: Option<&Path>, resume: bool, arch: &str) -> Result<Self, RunDirError> {
+        let path = match (named, resume) {
+            (Some(path), _) => path.to_path_buf(),
+            (None, true) => {
+                numbered()?.pop().map(|(_, path)| path).ok_or_else(|| RunDirError::Nothing(RUNS.into()))?
+            }
+            (None, false) => {
+                let next = numbered()?.pop().map_or(1, |(number, _)| number + 1);
+                Path::new(RUNS).join(format!("{next:04}-{arch}"))
+            }
+        };
+        if resume && !path.is_dir() {
+            return Err(RunDirError::Nothing(path));
+        }
+        let (journal, facts) = Journal::open(&path)?;
+        let began = facts.iter().find_map(|fact| match fact {
+            Fact::Started { run_id, config, .. } => Some((run_id.clone(), config)),
+            _ => None,
+        });
+        let began = match (began, resume) {
+            (Some(_), false) => return Err(RunDirError::Taken(path)),
+            (None, true) => return Err(RunDirError::Nothing(path)),
+            (None, false) => None,
+            (Some((run_id, json)), true) => {
+                let read = serde_json::from_str(json);
+                let config = read.map_err(|source| RunDirError::OldConfig { path: path.clone(), source })?;
+                Some(Began { run_id, config })
+            }
+        };
+        Ok(Self { path, journal, history: History::replay(&facts), began })
+    }
+}
+
+/// The folders `runs/<number>-<name>` by number.
+fn numbered() -> Result<Vec<(u32, PathBuf)>, RunDirError> {
+    let failed = |source| RunDirError::List { path: RUNS.into(), source };
+    let entries = match std::fs::read_dir(RUNS) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let number = entry.file_name().to_string_lossy().split('-').next().and_then(|n| n.parse().ok());
+        found.extend(number.map(|number| (number, entry.path())));
+    }
+    found.sort();
+    Ok(found)
+}
+
+impl Began {
+    /// Checks that `config` goes on with what the run began with: position and sample order mean the same.
+    /// A seed that was left open takes the run's. Returns the keys that may and do differ.
+    ///
+    /// # Errors
+    /// A key that may not change.
+    pub fn reconcile(&self, config: &mut Config) -> Result<Vec<String>, RunDirError> {
+        if config.compute.seed < 0 {
+            config.compute.seed = self.config.compute.seed;
+        }
+        let value = |setting: &relabel_config::Setting, config: &Config| (setting.get)(config).to_string();
+        for setting in relabel_config::schema().iter().filter(|setting| FIXED.contains(&setting.key)) {
+            let (key, now, then) = (setting.key, value(setting, config), value(setting, &self.config));
+            if now != then {
+                return Err(RunDirError::Changed { key, now, then });
+            }
+        }
+        let changed = relabel_config::schema().iter().filter_map(|setting| {
+            let (now, then) = (value(setting, config), value(setting, &self.config));
+            (now != then).then(|| format!("{} is now {now}, it was {then}", setting.key))
+        });
+        Ok(changed.collect())
+    }
+}

@@ -1,0 +1,140 @@
+//! The gRPC side: converts and validates, puts events on the driver's queue, and waits for its answers.
+//! Decides nothing.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use relabel_core::{Event, Rejection, WorkerId};
+use relabel_proto::v1::admin_server::{Admin, AdminServer};
+use relabel_proto::v1::session_server::{Session, SessionServer};
+use relabel_proto::{MAX_MESSAGE, VERSION, v1};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::driver::{Input, Queue};
+
+/// How long a stream may stay open without its Hello.
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Orders that may wait for a worker to read them. One that is this far behind counts as lost.
+const OUTBOX: usize = 1024;
+
+/// The sessions of all workers.
+pub struct SessionService {
+    queue: Queue,
+    next_worker: AtomicU64,
+}
+
+/// The operator's calls.
+pub struct AdminService {
+    queue: Queue,
+    run_id: String,
+    run_dir: String,
+}
+
+/// Both services, as tonic serves them.
+pub fn services(
+    queue: &Queue,
+    run_id: &str,
+    run_dir: &str,
+) -> (SessionServer<SessionService>, AdminServer<AdminService>) {
+    let session = SessionService { queue: queue.clone(), next_worker: AtomicU64::new(1) };
+    let admin = AdminService { queue: queue.clone(), run_id: run_id.into(), run_dir: run_dir.into() };
+    let session = SessionServer::new(session).max_decoding_message_size(MAX_MESSAGE);
+    (session, AdminServer::new(admin).max_decoding_message_size(MAX_MESSAGE))
+}
+
+#[tonic::async_trait]
+impl Session for SessionService {
+    type JoinStream = BoxStream<'static, Result<v1::CoordinatorMessage, Status>>;
+
+    async fn join(
+        &self,
+        request: Request<Streaming<v1::WorkerMessage>>,
+    ) -> Result<Response<Self::JoinStream>, Status> {
+        let mut inbound = request.into_inner();
+        let first = tokio::time::timeout(HELLO_DEADLINE, inbound.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no Hello came"))??
+            .ok_or_else(|| Status::invalid_argument("the stream ended without a Hello"))?;
+        let first = relabel_proto::hello(first).map_err(invalid)?;
+        if first.version != VERSION {
+            return Err(Status::failed_precondition(format!(
+                "the worker is version {}, this coordinator is version {VERSION}: run the same build on every host",
+                first.version
+            )));
+        }
+
+        let worker = WorkerId(self.next_worker.fetch_add(1, Ordering::Relaxed));
+        let (outbox, orders) = mpsc::channel(OUTBOX);
+        let (seated, seat) = oneshot::channel();
+        self.queue
+            .put(Input::Join { worker, hello: first.hello, outbox, seated })
+            .await
+            .map_err(|_| over())?;
+        seat.await.map_err(|_| over())?.map_err(refused)?;
+        tokio::spawn(listen(worker, inbound, self.queue.clone()));
+        Ok(Response::new(ReceiverStream::new(orders).boxed()))
+    }
+}
+
+/// Turns what a worker says into events, until its stream ends.
+async fn listen(worker: WorkerId, mut inbound: Streaming<v1::WorkerMessage>, queue: Queue) {
+    let reason = loop {
+        let message = match inbound.message().await {
+            Ok(Some(message)) => relabel_proto::from_worker(message),
+            Ok(None) => break "it closed its stream".to_string(),
+            Err(status) => break format!("its connection broke ({})", status.message()),
+        };
+        match message {
+            Ok(message) => {
+                if queue.put(Input::Event(Event::Said { worker, message })).await.is_err() {
+                    return;
+                }
+            }
+            Err(invalid) => break format!("it sent a message that makes no sense: {invalid}"),
+        }
+    };
+    // A closed queue means that the run is over and nobody is left to care.
+    let _ = queue.put(Input::Event(Event::Left { worker, reason })).await;
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
+        let (reply, status) = oneshot::channel();
+        self.queue.put(Input::Status(reply)).await.map_err(|_| over())?;
+        let status = status.await.map_err(|_| over())?;
+        Ok(Response::new(relabel_proto::status(status, self.run_id.clone(), self.run_dir.clone())))
+    }
+
+    async fn stop(&self, request: Request<v1::StopRequest>) -> Result<Response<v1::StopReply>, Status> {
+        let reason = match request.into_inner().reason {
+            reason if reason.is_empty() => "asked to stop".into(),
+            reason => reason,
+        };
+        self.queue.put(Input::Event(Event::Stop { reason })).await.map_err(|_| over())?;
+        Ok(Response::new(v1::StopReply {}))
+    }
+}
+
+fn invalid(error: relabel_proto::Invalid) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn over() -> Status {
+    refused(Rejection::Over)
+}
+
+fn refused(rejection: Rejection) -> Status {
+    let words = rejection.to_string();
+    match rejection {
+        Rejection::RankOutside { .. } => Status::out_of_range(words),
+        Rejection::RankTaken { .. } => Status::already_exists(words),
+        Rejection::Full { .. } => Status::resource_exhausted(words),
+        Rejection::Over => Status::failed_precondition(words),
+    }
+}
