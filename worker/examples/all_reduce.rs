@@ -1,0 +1,88 @@
+//! Measures the TCP ring's all-reduce on this machine: a process a rank, all over loopback.
+//!
+//!     cargo run --release -p relabel-worker --example all_reduce -- [RANKS [MEGABYTES [ROUNDS]]]
+//!
+//! Bus bandwidth is what each rank sends, 2 (n-1)/n of the buffer, over the time: the figure that NCCL
+//! and Gloo report.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use worker::collective::tcp::{Membership, Ring, Timeouts};
+use worker::collective::{AbortHandle, Collective, buckets};
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let mut number = |default: usize| arguments.next().map_or(Ok(default), |text| text.parse());
+    let (ranks, megabytes, rounds) = (number(2)?, number(102)?, number(20)?);
+    match std::env::var("ALL_REDUCE_RANK") {
+        Ok(rank) => run_rank(rank.parse()?, megabytes, rounds),
+        Err(_) => launch(ranks, megabytes, rounds),
+    }
+}
+
+/// Starts the ranks, tells each where the others listen, and waits for them.
+fn launch(ranks: usize, megabytes: usize, rounds: usize) -> Result<()> {
+    let mut children = Vec::new();
+    let mut peers = Vec::new();
+    for rank in 0..ranks {
+        let mut child: Child = Command::new(std::env::current_exe()?)
+            .args([ranks, megabytes, rounds].map(|n| n.to_string()))
+            .env("ALL_REDUCE_RANK", rank.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
+        peers.push(lines.next().context("a rank ended early")??);
+        children.push((child, lines));
+    }
+    for (child, _) in &mut children {
+        writeln!(child.stdin.take().context("stdin")?, "{}", peers.join(" "))?;
+    }
+    for (child, lines) in &mut children {
+        for line in lines {
+            println!("{}", line?);
+        }
+        ensure!(child.wait()?.success(), "a rank failed");
+    }
+    Ok(())
+}
+
+fn run_rank(rank: u32, megabytes: usize, rounds: usize) -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    println!("{}", listener.local_addr()?);
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    let peers: Vec<SocketAddr> = line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    let membership = Membership { rank, peers, generation: 0, token: [0; 32] };
+    let mut ring = Ring::connect(&listener, &membership, Timeouts::default(), AbortHandle::new())?;
+
+    let mut gradients = vec![1.0; megabytes * 1_000_000 / size_of::<f32>()];
+    let mut best = f64::INFINITY;
+    let mut all = 0.0;
+    for _ in 0..rounds {
+        ring.barrier()?;
+        let started = Instant::now();
+        buckets::all_reduce(&mut ring, &mut gradients, buckets::BUCKET_BYTES)?;
+        let seconds = started.elapsed().as_secs_f64();
+        best = best.min(seconds);
+        all += seconds;
+        gradients.fill(1.0);
+    }
+    if rank == 0 {
+        let world = f64::from(ring.world());
+        let sent = 2.0 * (world - 1.0) / world * megabytes as f64 * 1e-3;
+        let mean = all / rounds as f64;
+        println!(
+            "{world} ranks, {megabytes} MB: mean {:.1} ms, {:.2} GB/s bus; best {:.1} ms, {:.2} GB/s bus",
+            mean * 1e3,
+            sent / mean,
+            best * 1e3,
+            sent / best
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! What a model computes, written to a file that another implementation can be compared with:
+//! `tests/parity/models.py` compares it with torchvision.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use tch::{Device, Tensor};
+
+use clap::Parser;
+use worker::checkpoint::safetensors_file::{self, Contents};
+use worker::model::{BatchNormOptions, ModelError, build};
+use worker::train::loss::soft_cross_entropy;
+
+/// `input`, a safetensors file: a state_dict under torchvision's names, `input` `[B, 3, H, W]` and `target`
+/// `[B, classes]`. `output` receives `logits_eval` and `logits` (train mode) `[B, classes]`, `loss`
+/// (summed over the batch), and after one backward `grad.<parameter>` and `buffer.<buffer>`.
+/// Without `input` it receives `init.<name>`, the initial state_dict for `seed`.
+#[derive(Debug, Parser)]
+struct ParityArgs {
+    /// Architecture, as model.arch.
+    #[arg(long)]
+    arch: String,
+    /// Length of the output.
+    #[arg(long, default_value_t = 1000)]
+    classes: i64,
+    /// Weights, input and target.
+    #[arg(long)]
+    input: Option<PathBuf>,
+    /// Where the results go.
+    #[arg(long)]
+    output: PathBuf,
+    /// Compute in channels_last memory format.
+    #[arg(long)]
+    channels_last: bool,
+    /// Normalize with the running statistics in training too.
+    #[arg(long)]
+    frozen: bool,
+    /// Seed of the initial weights.
+    #[arg(long, default_value_t = 0)]
+    seed: i64,
+}
+
+/// Why the comparison could not be made.
+#[derive(Debug, thiserror::Error)]
+enum ParityError {
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error("{}: {reason}", path.display())]
+    File { path: PathBuf, reason: String },
+}
+
+fn main() -> ExitCode {
+    match run(&ParityArgs::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &ParityArgs) -> Result<(), ParityError> {
+    let batch_norm = BatchNormOptions { frozen: args.frozen, ..BatchNormOptions::default() };
+    let mut model = build(&args.arch, args.classes, batch_norm, Device::Cpu, args.seed)?;
+    let mut results: Vec<(String, Tensor)> = Vec::new();
+    if let Some(path) = &args.input {
+        let wrong = |reason: String| ParityError::File { path: path.clone(), reason };
+        let file = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+        let (header, data_start) = safetensors_file::parse(&file).map_err(wrong)?;
+        let mut given = safetensors_file::tensors(&file, &header, data_start).map_err(wrong)?;
+        let mut take = |name: &str| {
+            let place =
+                given.iter().position(|(n, _)| n == name).ok_or_else(|| wrong(format!("no {name}")))?;
+            Ok::<_, ParityError>(given.swap_remove(place).1)
+        };
+        let (mut x, target) = (take("input")?, take("target")?);
+        model.load_state_dict(&given)?;
+        if args.channels_last {
+            model.to_channels_last()?;
+            x = worker::torch::to_channels_last(&x).map_err(ModelError::from)?;
+        }
+        results.push(("logits_eval".to_owned(), tch::no_grad(|| model.forward(&x, false))));
+        let logits = model.forward(&x, true);
+        let loss = soft_cross_entropy(&logits, &target);
+        loss.backward();
+        results.push(("logits".to_owned(), logits.detach()));
+        results.push(("loss".to_owned(), loss.detach()));
+        results.extend(model.parameters().iter().map(|(name, p)| (format!("grad.{name}"), p.grad())));
+        results.extend(model.buffers().iter().map(|(name, b)| (format!("buffer.{name}"), b.shallow_clone())));
+    } else {
+        results.extend(model.state_dict().into_iter().map(|(name, t)| (format!("init.{name}"), t.detach())));
+    }
+    let tensors = results.iter().map(|(name, tensor)| (Cow::from(name), tensor));
+    let contents = Contents::new(tensors, BTreeMap::new());
+    File::create(&args.output)
+        .and_then(|file| contents.write(&mut BufWriter::new(file)))
+        .map_err(|error| ParityError::File { path: args.output.clone(), reason: error.to_string() })
+}

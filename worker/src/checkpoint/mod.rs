@@ -1,0 +1,132 @@
+//! The state of a training run in one `.safetensors` file: copied aside while training waits, written by
+//! any thread afterwards, verified before it is trusted.
+//!
+//! A file `NAME.safetensors` holds parameters and buffers under torchvision's names, the optimizer's
+//! state under `optimizer.momentum_buffer.<parameter>`, and where the run stood in the header's metadata.
+//! Any reader of safetensors can open it. Two checksums guard it: `NAME.b3` beside it holds the BLAKE3
+//! hash of the whole file as `b3sum` prints it, and the header holds one of everything else in the file,
+//! so that a file that has lost its neighbour still cannot pass damaged.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use tch::{Device, Tensor};
+
+use crate::model::{Model, ModelError, StateDict};
+use crate::optim::Sgd;
+use crate::torch::TorchError;
+
+mod read;
+pub mod safetensors_file;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub use read::{load, verify};
+pub use write::{Written, keep_as, write};
+
+/// Where a run stood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// The epoch in progress, from 0.
+    pub epoch: u32,
+    /// Steps of that epoch that the weights have taken.
+    pub step: u64,
+    /// The run's seed, of which sample order and augmentation are functions.
+    pub seed: i64,
+}
+
+/// Everything that training needs to go on as if nothing had happened, on the CPU, owned.
+#[derive(Debug)]
+pub struct State {
+    pub progress: Progress,
+    /// Name of the architecture, as the options have it.
+    pub arch: String,
+    /// Whatever else the run wants to find again, by name.
+    pub metadata: BTreeMap<String, String>,
+    /// Parameters and buffers by torchvision's names.
+    pub model: StateDict,
+    /// Momentum buffers by parameter name.
+    pub optimizer: StateDict,
+}
+
+/// Why a checkpoint was not written or not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("cannot {operation} {}: {source} (the checkpoint needs {needed} bytes; free some space or choose another folder)", path.display())]
+    Write {
+        operation: &'static str,
+        path: PathBuf,
+        needed: u64,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{} is damaged: {reason}; use an older checkpoint", path.display())]
+    Damaged { path: PathBuf, reason: String },
+    #[error("{} is not a checkpoint of this program: {reason}", path.display())]
+    Foreign { path: PathBuf, reason: String },
+    #[error(
+        "the checkpoint is of {found}, but the run trains {wanted}; set model.arch to {found} or start afresh"
+    )]
+    OtherArch { found: String, wanted: String },
+    #[error("cannot copy the state aside: {0}")]
+    Snapshot(#[source] TorchError),
+    #[error("cannot restore the checkpoint: {0}")]
+    Restore(#[source] ModelError),
+}
+
+impl State {
+    /// Copies model and optimizer aside, at memory speed; training may go on as soon as this returns.
+    ///
+    /// # Errors
+    /// No memory left.
+    pub fn snapshot(
+        model: &Model,
+        sgd: &Sgd,
+        progress: Progress,
+        metadata: BTreeMap<String, String>,
+    ) -> Result<Self, CheckpointError> {
+        Ok(Self {
+            progress,
+            arch: model.arch().to_owned(),
+            metadata,
+            model: copied(model.state_dict())?,
+            optimizer: copied(sgd.state())?,
+        })
+    }
+
+    /// Puts weights, buffers and momentum back into a model and optimizer of the same architecture.
+    ///
+    /// # Errors
+    /// Another architecture, or names or shapes that differ: nothing is to be trained with what is left.
+    pub fn restore(&self, model: &mut Model, sgd: &mut Sgd) -> Result<(), CheckpointError> {
+        if self.arch != model.arch() {
+            return Err(CheckpointError::OtherArch {
+                found: self.arch.clone(),
+                wanted: model.arch().to_owned(),
+            });
+        }
+        model.load_state_dict(&self.model).map_err(CheckpointError::Restore)?;
+        sgd.load_state(&self.optimizer).map_err(CheckpointError::Restore)
+    }
+}
+
+/// Owned copies on the CPU that keep their memory format: reordering is left to the writing thread.
+fn copied(tensors: StateDict) -> Result<StateDict, CheckpointError> {
+    let copy = |(name, tensor): (String, Tensor)| {
+        let tensor = tensor.detach();
+        let copy = tensor.f_to_device_(Device::Cpu, tensor.kind(), false, true);
+        copy.map(|copy| (name, copy))
+    };
+    tensors
+        .into_iter()
+        .map(copy)
+        .collect::<Result<_, _>>()
+        .map_err(|source| CheckpointError::Snapshot(TorchError::Tch { operation: "copy a tensor", source }))
+}

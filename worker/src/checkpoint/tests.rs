@@ -1,0 +1,207 @@
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use tch::{Device, Kind, Tensor};
+
+use super::*;
+use crate::model::{BatchNormOptions, build};
+use crate::optim::SgdOptions;
+
+const SGD: SgdOptions = SgdOptions { momentum: 0.9, weight_decay: 1e-4, nesterov: true };
+
+fn tensor(values: &[f32]) -> Tensor {
+    Tensor::from_slice(values)
+}
+
+/// A state small enough to break every byte of.
+fn tiny() -> State {
+    State {
+        progress: Progress { epoch: 3, step: 250, seed: -7 },
+        arch: "resnet18".to_owned(),
+        metadata: BTreeMap::from([("run_id".to_owned(), "a \"run\"\n".to_owned())]),
+        model: vec![
+            ("w".to_owned(), tensor(&[1.0, -0.0, f32::NAN, f32::MIN_POSITIVE / 2.0, 5.0]).view([5, 1])),
+            ("bn.num_batches_tracked".to_owned(), Tensor::from(41_i64)),
+        ],
+        optimizer: vec![("w".to_owned(), tensor(&[0.1, 0.2, 0.3, 0.4, 0.5]).view([5, 1]))],
+    }
+}
+
+fn by_name(tensors: &StateDict) -> BTreeMap<String, (Vec<i64>, Kind, Vec<u8>)> {
+    let bytes = |t: &Tensor| crate::torch::as_bytes(&t.detach().contiguous()).unwrap().to_vec();
+    tensors.iter().map(|(n, t)| (n.clone(), (t.size(), t.kind(), bytes(t)))).collect()
+}
+
+fn assert_same(a: &State, b: &State) {
+    assert_eq!((a.progress, &a.arch, &a.metadata), (b.progress, &b.arch, &b.metadata));
+    assert!(by_name(&a.model) == by_name(&b.model));
+    assert!(by_name(&a.optimizer) == by_name(&b.optimizer));
+}
+
+fn names_in(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_round_trip_is_equal_to_the_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = write(&tiny(), dir.path(), "last").unwrap();
+    assert_eq!(names_in(dir.path()), ["last.b3", "last.safetensors"]);
+    assert_eq!(written.bytes, std::fs::metadata(&written.file).unwrap().len());
+    let sidecar = std::fs::read_to_string(dir.path().join("last.b3")).unwrap();
+    assert_eq!(sidecar, format!("{}  last.safetensors\n", written.blake3));
+    verify(&written.file, None).unwrap();
+    verify(&written.file, Some(&written.blake3)).unwrap();
+    assert_same(&load(&written.file).unwrap(), &tiny());
+    // Equal states give equal files, and a file of the same name is replaced.
+    assert_eq!(write(&tiny(), dir.path(), "last").unwrap(), written);
+}
+
+#[test]
+fn training_goes_on_from_a_checkpoint_as_if_nothing_had_happened() {
+    let dir = tempfile::tempdir().unwrap();
+    let x = Tensor::arange(2 * 3 * 32 * 32, (Kind::Float, Device::Cpu)).sin().view([2, 3, 32, 32]);
+    let target = Tensor::full([2, 10], 0.1, (Kind::Float, Device::Cpu));
+    let new = |seed, channels_last: bool| {
+        let mut model = build("resnet18", 10, BatchNormOptions::default(), Device::Cpu, seed).unwrap();
+        if channels_last {
+            model.to_channels_last().unwrap();
+        }
+        let sgd = Sgd::new(&model, SGD);
+        (model, sgd)
+    };
+    let step = |model: &Model, sgd: &mut Sgd| {
+        for (_, parameter) in model.parameters() {
+            parameter.shallow_clone().zero_grad();
+        }
+        crate::train::loss::soft_cross_entropy(&model.forward(&x, true), &target).backward();
+        sgd.step(0.05).unwrap();
+    };
+    let progress = Progress { epoch: 0, step: 1, seed: 1 };
+
+    let (model, mut sgd) = new(1, true);
+    step(&model, &mut sgd);
+    let state = State::snapshot(&model, &sgd, progress, BTreeMap::new()).unwrap();
+    step(&model, &mut sgd);
+    let written = write(&state, dir.path(), "step1").unwrap();
+
+    let (mut other, mut other_sgd) = new(2, true);
+    let loaded = load(&written.file).unwrap();
+    assert_same(&loaded, &state);
+    loaded.restore(&mut other, &mut other_sgd).unwrap();
+    step(&other, &mut other_sgd);
+    let end = |model, sgd| State::snapshot(model, sgd, progress, BTreeMap::new()).unwrap();
+    assert_same(&end(&other, &other_sgd), &end(&model, &sgd));
+
+    // The memory format is not part of the file.
+    let (mut plain, mut plain_sgd) = new(3, false);
+    loaded.restore(&mut plain, &mut plain_sgd).unwrap();
+    assert_same(&end(&plain, &plain_sgd), &state);
+
+    let mut resnet34 = build("resnet34", 10, BatchNormOptions::default(), Device::Cpu, 0).unwrap();
+    let mut resnet34_sgd = Sgd::new(&resnet34, SGD);
+    let message = loaded.restore(&mut resnet34, &mut resnet34_sgd).unwrap_err().to_string();
+    assert!(message.contains("resnet18") && message.contains("resnet34"), "{message}");
+}
+
+#[test]
+fn every_changed_byte_and_every_length_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = write(&tiny(), dir.path(), "good").unwrap();
+    let good = std::fs::read(&written.file).unwrap();
+    let path = dir.path().join("bad.safetensors");
+    let mut broken: Vec<Vec<u8>> = (0..good.len()).map(|length| good[..length].to_vec()).collect();
+    broken.push([good.as_slice(), &[0]].concat());
+    for place in 0..good.len() {
+        for flip in [0x01, 0x80] {
+            let mut bytes = good.clone();
+            bytes[place] ^= flip;
+            broken.push(bytes);
+        }
+    }
+    for bytes in broken {
+        std::fs::write(&path, &bytes).unwrap();
+        let message = load(&path).expect_err("a broken file").to_string();
+        assert!(message.contains("bad.safetensors") && !message.contains('\n'), "{message}");
+        assert!(verify(&path, Some(&written.blake3)).is_err());
+    }
+}
+
+#[test]
+fn foreign_and_missing_files_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.safetensors");
+    assert!(matches!(load(&path), Err(CheckpointError::Read { .. })));
+    std::fs::write(&path, b"PK\x03\x04 a zip file, as torch.save writes one").unwrap();
+    assert!(matches!(load(&path), Err(CheckpointError::Damaged { .. })));
+    assert!(matches!(verify(&path, None), Err(CheckpointError::Read { .. })));
+    std::fs::write(dir.path().join("x.b3"), "not a hash\n").unwrap();
+    assert!(matches!(verify(&path, None), Err(CheckpointError::Damaged { .. })));
+    let weights = tensor(&[1.0]);
+    let contents = safetensors_file::Contents::new([("w".into(), &weights)], BTreeMap::new());
+    contents.write(&mut std::fs::File::create(&path).unwrap()).unwrap();
+    assert!(matches!(load(&path), Err(CheckpointError::Foreign { .. })));
+}
+
+#[test]
+fn a_checkpoint_that_lacks_a_tensor_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = build("resnet18", 10, BatchNormOptions::default(), Device::Cpu, 0).unwrap();
+    let mut sgd = Sgd::new(&model, SGD);
+    let mut state = State::snapshot(&model, &sgd, tiny().progress, BTreeMap::new()).unwrap();
+    state.optimizer.retain(|(name, _)| name != "layer1.0.conv1.weight");
+    let written = write(&state, dir.path(), "part").unwrap();
+    let message = load(&written.file).unwrap().restore(&mut model, &mut sgd).unwrap_err().to_string();
+    assert!(
+        message.contains("momentum") && message.contains("1 missing (layer1.0.conv1.weight)"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    for dir in [file.as_path(), Path::new("/proc")] {
+        let message = write(&tiny(), dir, "x").unwrap_err().to_string();
+        assert!(message.contains(dir.to_str().unwrap()) && message.contains("bytes"), "{message}");
+    }
+}
+
+/// Set for the process that [`a_full_disk_leaves_nothing_behind`] starts.
+const FULL_DISK: &str = "RELABEL_TEST_FULL_DISK";
+
+#[test]
+fn a_full_disk_leaves_nothing_behind() {
+    if let Some(dir) = std::env::var_os(FULL_DISK) {
+        let mut state = tiny();
+        state.model.push(("big".to_owned(), Tensor::zeros([100_000], (Kind::Float, Device::Cpu))));
+        let error = write(&state, Path::new(&dir), "last").expect_err("the file must not fit");
+        println!("refused: {error}");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let good = write(&tiny(), dir.path(), "last").unwrap();
+    // No file of this process may grow over 64 blocks (32 or 64 KiB), and trying is an error, not a signal.
+    let output = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" --exact checkpoint::tests::a_full_disk_leaves_nothing_behind --nocapture"])
+        .arg(std::env::current_exe().unwrap())
+        .env(FULL_DISK, dir.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let refused = text.lines().find(|line| line.contains("refused:")).unwrap();
+    assert!(refused.contains("last.safetensors") && refused.contains("needs 40"), "{refused}");
+    // The checkpoint of the same name is still the old one.
+    assert_eq!(names_in(dir.path()), ["last.b3", "last.safetensors"]);
+    verify(&good.file, None).unwrap();
+    assert_same(&load(&good.file).unwrap(), &tiny());
+}

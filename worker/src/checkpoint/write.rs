@@ -1,0 +1,171 @@
+//! Writing: to a temporary file, synced, then renamed, so that a name never stands for half a file.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::safetensors_file::Contents;
+use super::{CheckpointError, State};
+
+/// Keys of the header's metadata. Those of [`State::metadata`] follow [`EXTRA`].
+pub(super) const FORMAT: &str = "format";
+pub(super) const FORMAT_NAME: &str = "relabel-checkpoint-1";
+pub(super) const DIGEST: &str = "blake3";
+pub(super) const EXTRA: &str = "extra.";
+/// Stands in the digest's place while the digest is taken.
+pub(super) const NO_DIGEST: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+/// What the names of the optimizer's tensors begin with.
+pub(super) const MOMENTUM: &str = "optimizer.momentum_buffer.";
+
+/// A checkpoint that is on the disk for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    pub file: PathBuf,
+    /// Length of the file.
+    pub bytes: u64,
+    /// BLAKE3 of the whole file, 64 hexadecimal digits.
+    pub blake3: String,
+}
+
+/// Writes `state` to `dir/name.safetensors` and its checksum to `dir/name.b3`; makes `dir` if need be.
+/// When this returns, both have been synced, and they replace files of the same name at once.
+///
+/// # Errors
+/// [`CheckpointError::Write`] names the path, the cause and the bytes needed. Temporary files are removed.
+pub fn write(state: &State, dir: &Path, name: &str) -> Result<Written, CheckpointError> {
+    let mut contents = contents(state);
+    let file_name = format!("{name}.safetensors");
+    let file = dir.join(&file_name);
+    let needed = contents.file_len().map_err(failed("lay out", &file, 0))?;
+    std::fs::create_dir_all(dir).map_err(failed("make the folder", dir, needed))?;
+
+    let digest = digest(&contents).map_err(failed("lay out", &file, needed))?;
+    contents.metadata.insert(DIGEST.to_owned(), digest);
+
+    let sidecar = dir.join(format!("{name}.b3"));
+    let mut hashing = None;
+    let temporary = Temporary::write(&file, |out| {
+        let mut writer = Hashing { out, hasher: blake3::Hasher::new() };
+        contents.write(&mut writer)?;
+        hashing = Some(writer.hasher.finalize().to_hex().to_string());
+        Ok(())
+    })
+    .map_err(failed("write", &file, needed))?;
+    let blake3 = hashing.unwrap_or_default();
+    let sidecar_temporary = Temporary::write(&sidecar, |out| writeln!(out, "{blake3}  {file_name}"))
+        .map_err(failed("write", &sidecar, needed))?;
+
+    temporary.rename(&file).map_err(failed("rename the finished", &file, needed))?;
+    sidecar_temporary.rename(&sidecar).map_err(failed("rename the finished", &sidecar, needed))?;
+    // A rename is durable only once the folder is.
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("sync the folder", dir, needed))?;
+    Ok(Written { file, bytes: needed, blake3 })
+}
+
+/// Makes `written` available under `name` in the same folder as well, in place of what had that name. No
+/// data is copied: both names are links to one file.
+///
+/// # Errors
+/// [`CheckpointError::Write`], as on a file system without hard links.
+pub fn keep_as(written: &Written, dir: &Path, name: &str) -> Result<(), CheckpointError> {
+    let target = dir.join(format!("{name}.safetensors"));
+    let temporary = Temporary { path: Some(dir.join(format!(".{name}.{}.tmp", std::process::id()))) };
+    if let Some(path) = &temporary.path {
+        std::fs::hard_link(&written.file, path).map_err(failed("link", path, written.bytes))?;
+    }
+    temporary.rename(&target).map_err(failed("rename the link", &target, written.bytes))?;
+    let sidecar = dir.join(format!("{name}.b3"));
+    Temporary::write(&sidecar, |out| writeln!(out, "{}  {name}.safetensors", written.blake3))
+        .and_then(|temporary| temporary.rename(&sidecar))
+        .map_err(failed("write", &sidecar, written.bytes))?;
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("sync the folder", dir, written.bytes))
+}
+
+fn failed<'a>(
+    operation: &'static str,
+    path: &'a Path,
+    needed: u64,
+) -> impl FnOnce(io::Error) -> CheckpointError + use<'a> {
+    move |source| CheckpointError::Write { operation, path: path.to_owned(), needed, source }
+}
+
+fn contents(state: &State) -> Contents<'_> {
+    let mut metadata: BTreeMap<String, String> =
+        state.metadata.iter().map(|(key, value)| (format!("{EXTRA}{key}"), value.clone())).collect();
+    for (key, value) in [
+        (FORMAT, FORMAT_NAME.to_owned()),
+        (DIGEST, NO_DIGEST.to_owned()),
+        ("epoch", state.progress.epoch.to_string()),
+        ("step", state.progress.step.to_string()),
+        ("seed", state.progress.seed.to_string()),
+        ("arch", state.arch.clone()),
+    ] {
+        metadata.insert(key.to_owned(), value);
+    }
+    let model = state.model.iter().map(|(name, tensor)| (Cow::from(name), tensor));
+    let optimizer =
+        state.optimizer.iter().map(|(name, tensor)| (Cow::from(format!("{MOMENTUM}{name}")), tensor));
+    Contents::new(model.chain(optimizer), metadata)
+}
+
+/// BLAKE3 of the file as it would be with zeros for the digest itself.
+fn digest(contents: &Contents<'_>) -> io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    contents.write(&mut hasher)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Hashes what passes through.
+struct Hashing<'a> {
+    out: &'a mut File,
+    hasher: blake3::Hasher,
+}
+
+impl Write for Hashing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// A file under a name of its own, removed unless it is renamed.
+struct Temporary {
+    path: Option<PathBuf>,
+}
+
+impl Temporary {
+    /// Writes and syncs a file beside `target`.
+    fn write(target: &Path, body: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<Self> {
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let path = target.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+        let mut file = File::create(&path)?;
+        let temporary = Self { path: Some(path) };
+        body(&mut file)?;
+        file.sync_all()?;
+        Ok(temporary)
+    }
+
+    fn rename(mut self, target: &Path) -> io::Result<()> {
+        if let Some(path) = &self.path {
+            std::fs::rename(path, target)?;
+            self.path = None;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            // The write has failed already, and that is the error worth telling.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The command line of `worker`.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Train as one rank of a run, or use one of the tools.
+///
+/// Without a subcommand it trains: `worker --rank 0` is `worker train --rank 0`.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub train: TrainArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Train as one rank of a run (the default)
+    Train(TrainArgs),
+    /// Make a small data set of several objects a picture, with label maps
+    Synth(worker::synth::SynthArgs),
+    /// Show what is in a file
+    Inspect(InspectArgs),
+}
+
+/// Training
+#[derive(Args)]
+pub struct TrainArgs {
+    /// Address of the coordinator
+    #[arg(long, value_name = "URL", env = "RELABEL_COORDINATOR", default_value = "http://127.0.0.1:4747")]
+    pub coordinator: String,
+    /// Rank to take; left out, the first free one
+    #[arg(long, value_name = "N")]
+    pub rank: Option<u32>,
+    /// Train on this GPU
+    #[arg(long, value_name = "I", conflicts_with = "cpu")]
+    pub gpu: Option<u32>,
+    /// Train on the CPU (the default without --gpu)
+    #[arg(long)]
+    pub cpu: bool,
+    /// Threads of libtorch, and most threads that load data [default: the machine's cores]
+    #[arg(long, value_name = "T")]
+    pub threads: Option<usize>,
+    /// Seconds to keep trying to reach the coordinator
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub connect_timeout: u64,
+    /// Host name or address by which the other workers reach this one [default: the address that the
+    /// coordinator is reached from]
+    #[arg(long, value_name = "HOST")]
+    pub advertise: Option<String>,
+    /// Folder of the run as this host sees it, where checkpoints go [default: as the coordinator says]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Folder for the index of the data set [default: $XDG_CACHE_HOME/relabel or ~/.cache/relabel]
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// Tools that show what is in a file.
+#[derive(Args)]
+pub struct InspectArgs {
+    #[command(subcommand)]
+    what: Inspect,
+}
+
+#[derive(Subcommand)]
+enum Inspect {
+    /// Pool a label map over a crop and show its top classes
+    LabelMap(worker::labels::inspect::InspectArgs),
+}
+
+impl InspectArgs {
+    pub fn run(&self) -> anyhow::Result<()> {
+        match &self.what {
+            Inspect::LabelMap(args) => worker::labels::inspect::run(args),
+        }
+    }
+}
+
+/// Logging
+#[derive(Args)]
+pub struct LogArgs {
+    /// Form of log lines; RUST_LOG chooses their levels
+    #[arg(long, value_name = "FORM", default_value = "text", global = true)]
+    log: LogForm,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogForm {
+    /// Sentences for people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+impl LogArgs {
+    /// Sends log lines to the standard error.
+    pub fn start(&self) {
+        let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        match self.log {
+            LogForm::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
+            LogForm::Json => builder.json().flatten_event(true).init(),
+        }
+    }
+}

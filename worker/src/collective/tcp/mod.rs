@@ -1,0 +1,207 @@
+//! The ring over TCP: rank r sends to rank r+1 and receives from rank r-1, and everything goes round.
+//!
+//! **The ring is authenticated, not encrypted.** Both ends of a link prove that they hold the token which
+//! the coordinator gave to this generation, so strangers and stale ranks stay out; but the gradients and
+//! weights themselves go in the clear, without a checksum beyond TCP's, and whoever sits on the path can
+//! read and alter them. It is made for private networks.
+//!
+//! From a call to the wire: [`Ring`] checks the arguments, `schedule` says which bytes move in which
+//! step, `transfer` moves them over two sockets that do not block, `frame` is the header of a step.
+//! Before that `form` finds the two neighbours, and `handshake` makes sure of them.
+//!
+//! A failure spreads: a rank whose call fails closes both its connections, so its neighbours' calls fail
+//! at once too, and theirs. A peer that is there but stands still is for [`AbortHandle`] to end, or for
+//! [`Timeouts::silence`].
+
+mod form;
+mod frame;
+mod handshake;
+mod schedule;
+#[cfg(test)]
+mod tests;
+mod transfer;
+
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use self::frame::Op;
+use self::handshake::Member;
+use self::schedule::Schedule;
+use super::{AbortHandle, Collective, CollectiveError};
+
+/// Most ranks of one ring: the steps of an all-reduce are counted in 16 bits.
+pub const MAX_WORLD: usize = 1 << 15;
+
+/// What the coordinator tells a worker about the ring of one generation.
+#[derive(Clone)]
+pub struct Membership {
+    /// This worker's rank, in `0..peers.len()`.
+    pub rank: u32,
+    /// Where each rank's listener can be reached, by rank; this worker's own among them.
+    pub peers: Vec<SocketAddr>,
+    pub generation: u64,
+    /// Drawn at random for this generation, and known to its ranks and the coordinator alone.
+    pub token: [u8; 32],
+}
+
+/// How long the ring waits for what.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// For all ranks to find their neighbours.
+    pub form: Duration,
+    /// For one accepted connection to prove itself.
+    pub handshake: Duration,
+    /// Longest time in which a call may see nothing move before it fails. A rank that is merely late
+    /// (slow data, a checkpoint) is silent too, so this has to be generous; it is a last resort where the
+    /// abort handle is used by someone who knows better. None leaves silent peers to that alone.
+    pub silence: Option<Duration>,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            form: Duration::from_secs(30),
+            handshake: Duration::from_secs(2),
+            silence: Some(Duration::from_secs(300)),
+        }
+    }
+}
+
+/// One of the two connections of a rank.
+struct Link {
+    stream: Arc<TcpStream>,
+    /// The rank at the other end.
+    rank: u32,
+    /// Where that rank listens, whichever side dialed.
+    address: SocketAddr,
+}
+
+/// This rank's place in the ring of one generation.
+pub struct Ring {
+    member: Member,
+    prev: Link,
+    next: Link,
+    /// Readable for ever once the ring is aborted, so that a wait on the sockets ends.
+    wake: UnixStream,
+    abort: AbortHandle,
+    silence: Option<Duration>,
+    /// Operations begun.
+    sequence: u64,
+    /// Floats that have arrived and are about to be added.
+    scratch: Vec<f32>,
+    /// The first error, after which the links are down.
+    ended: Option<String>,
+}
+
+impl Ring {
+    /// Joins the ring of a generation: connects to the next rank, again and again until it is there, and
+    /// accepts the previous one from `listener`, which is set to non-blocking and can serve the next
+    /// generation afterwards. Connections that are not the previous rank's of this generation are dropped.
+    ///
+    /// Errors: [`CollectiveError::NotFormed`] after `timeouts.form`, saying who is missing and what was
+    /// last seen of them; `Aborted`; `Invalid` for a membership of fewer than two ranks.
+    pub fn connect(
+        listener: &TcpListener,
+        membership: &Membership,
+        timeouts: Timeouts,
+        abort: AbortHandle,
+    ) -> Result<Self, CollectiveError> {
+        let member = member_of(membership)?;
+        let local = |doing| move |source| CollectiveError::Local { doing, source };
+        let (wake, alarm) = UnixStream::pair().map_err(local("make the socket that an abort wakes"))?;
+        abort.on_abort(move || drop(alarm));
+
+        let (prev, next) =
+            form::find_neighbours(listener, member, &membership.peers, timeouts, &wake, &abort)?;
+        for link in [&prev, &next] {
+            form::tune(&link.stream).map_err(local("set the options of a ring socket"))?;
+            // So that an abort between two calls reaches the neighbours too. Weak: the handle may outlive
+            // the ring, whose end has to close the connections.
+            let stream = Arc::downgrade(&link.stream);
+            abort.on_abort(move || shut(&stream));
+        }
+        let scratch = vec![0.0; transfer::CHUNK_BYTES / size_of::<f32>()];
+        let silence = timeouts.silence;
+        Ok(Self { member, prev, next, wake, abort, silence, sequence: 0, scratch, ended: None })
+    }
+
+    /// Runs one operation, and on failure takes the links down so that the neighbours notice.
+    fn run(&mut self, op: Op, root: u32, bytes: &mut [u8]) -> Result<(), CollectiveError> {
+        self.abort.check()?;
+        if let Some(first) = &self.ended {
+            return Err(CollectiveError::Ended { first: first.clone() });
+        }
+        let Member { rank, world, .. } = self.member;
+        let schedule = Schedule { op, rank, world, root, total: bytes.len() };
+        let result = transfer::run(self, schedule, bytes);
+        self.sequence += 1;
+        result.map_err(|error| {
+            // An abort takes the links down under the running call, whose own error is then beside the point.
+            let error = self.abort.check().err().unwrap_or(error);
+            self.ended = Some(error.to_string());
+            shut(&Arc::downgrade(&self.prev.stream));
+            shut(&Arc::downgrade(&self.next.stream));
+            error
+        })
+    }
+}
+
+impl Collective for Ring {
+    fn rank(&self) -> u32 {
+        self.member.rank
+    }
+
+    fn world(&self) -> u32 {
+        self.member.world
+    }
+
+    fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), CollectiveError> {
+        self.run(Op::AllReduce, 0, bytemuck::cast_slice_mut(values))
+    }
+
+    fn broadcast(&mut self, bytes: &mut [u8], root: u32) -> Result<(), CollectiveError> {
+        let world = self.member.world;
+        if root >= world {
+            return Err(CollectiveError::Invalid(format!(
+                "broadcast from rank {root} in a world of {world}"
+            )));
+        }
+        self.run(Op::Broadcast, root, bytes)
+    }
+
+    fn all_gather(&mut self, slots: &mut [u8]) -> Result<(), CollectiveError> {
+        let (bytes, world) = (slots.len(), self.member.world);
+        if bytes % world as usize != 0 {
+            return Err(CollectiveError::Invalid(format!(
+                "all-gather of {bytes} bytes, which is not a multiple of the {world} ranks"
+            )));
+        }
+        self.run(Op::AllGather, 0, slots)
+    }
+
+    fn abort_handle(&self) -> AbortHandle {
+        self.abort.clone()
+    }
+}
+
+fn member_of(membership: &Membership) -> Result<Member, CollectiveError> {
+    let &Membership { rank, ref peers, generation, token } = membership;
+    if !(2..=MAX_WORLD).contains(&peers.len()) || rank as usize >= peers.len() {
+        return Err(CollectiveError::Invalid(format!(
+            "a ring cannot be formed by rank {rank} of {} (2 to {MAX_WORLD} ranks)",
+            peers.len()
+        )));
+    }
+    Ok(Member { rank, world: peers.len() as u32, generation, token })
+}
+
+/// Closes both directions if the connection still exists.
+fn shut(stream: &Weak<TcpStream>) {
+    if let Some(stream) = stream.upgrade() {
+        // Fails only where the peer was faster.
+        let _: io::Result<()> = stream.shutdown(Shutdown::Both);
+    }
+}

@@ -1,0 +1,471 @@
+//! Rings over real sockets: threads where ranks behave, child processes where they are killed or stopped.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::*;
+use crate::collective::{Solo, buckets};
+
+const TOKEN: [u8; 32] = [42; 32];
+
+/// Nothing may depend on these running out: they only bound how long a broken ring hangs the tests.
+const PATIENT: Timeouts =
+    Timeouts { form: Duration::from_secs(60), handshake: Duration::from_secs(60), silence: None };
+
+fn listeners(world: usize) -> (Vec<TcpListener>, Vec<SocketAddr>) {
+    let listeners: Vec<_> = (0..world).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let peers = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
+    (listeners, peers)
+}
+
+fn membership(rank: usize, peers: &[SocketAddr], generation: u64) -> Membership {
+    Membership { rank: rank as u32, peers: peers.to_vec(), generation, token: TOKEN }
+}
+
+/// Runs `rank_main` as each rank of a world, each on a thread, and returns what they return by rank.
+fn in_world<T: Send>(world: usize, rank_main: impl Fn(&mut dyn Collective) -> T + Sync) -> Vec<T> {
+    if world == 1 {
+        return vec![rank_main(&mut Solo::default())];
+    }
+    let (listeners, peers) = listeners(world);
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = listeners
+            .iter()
+            .enumerate()
+            .map(|(rank, listener)| {
+                let (membership, rank_main) = (membership(rank, &peers, 1), &rank_main);
+                scope.spawn(move || {
+                    let abort = AbortHandle::new();
+                    let mut ring = Ring::connect(listener, &membership, PATIENT, abort).unwrap();
+                    rank_main(&mut ring)
+                })
+            })
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+/// A value in (-1, 1) with all its mantissa bits in use, a function of rank and position.
+fn value(rank: u32, index: usize) -> f32 {
+    let mixed = (index as u64 * 8 + u64::from(rank) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    mixed as f32 / (1 << 23) as f32 - 1.0
+}
+
+fn values(rank: u32, length: usize) -> Vec<f32> {
+    (0..length).map(|index| value(rank, index)).collect()
+}
+
+fn assert_sums(world: usize, sums: &[f32]) {
+    for (index, &sum) in sums.iter().enumerate() {
+        let exact: f64 = (0..world).map(|rank| f64::from(value(rank as u32, index))).sum();
+        let bound = world as f64 * world as f64 * f64::from(f32::EPSILON);
+        assert!((f64::from(sum) - exact).abs() <= bound, "world {world}, element {index}: {sum} for {exact}");
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn sums_are_right_and_the_same_bits_on_every_rank() {
+    let lengths = [0, 1, 2, 3, 7, 1000, 1_000_003];
+    for world in 1..=5 {
+        let results = in_world(world, |collective| {
+            lengths.map(|length| {
+                let mut buffer = values(collective.rank(), length);
+                collective.all_reduce(&mut buffer).unwrap();
+                buffer
+            })
+        });
+        for (i, length) in lengths.into_iter().enumerate() {
+            assert_eq!(results[0][i].len(), length);
+            assert_sums(world, &results[0][i]);
+            for rank in 1..world {
+                assert!(bits(&results[rank][i]) == bits(&results[0][i]), "world {world}, length {length}");
+            }
+        }
+    }
+}
+
+#[test]
+fn buckets_give_every_element_its_sum() {
+    for bucket_bytes in [0, 4, 28, 4000, buckets::BUCKET_BYTES] {
+        let sums = in_world(3, |collective| {
+            let mut gradients = values(collective.rank(), 1003);
+            buckets::all_reduce(collective, &mut gradients, bucket_bytes).unwrap();
+            gradients
+        });
+        assert_sums(3, &sums[0]);
+        assert!(bits(&sums[0]) == bits(&sums[1]) && bits(&sums[0]) == bits(&sums[2]));
+    }
+}
+
+/// Stands before `target` and hands everything on in pieces of 1 to 7 bytes. Returns its own address.
+fn in_small_pieces(target: SocketAddr) -> SocketAddr {
+    fn relay(mut from: TcpStream, mut to: TcpStream) {
+        to.set_nodelay(true).unwrap();
+        let mut buffer = [0; 7];
+        for size in (1..=buffer.len()).cycle() {
+            let read = from.read(&mut buffer[..size]).unwrap_or(0);
+            // Rather one piece at a time at the other end than several at once.
+            std::thread::yield_now();
+            if read == 0 || to.write_all(&buffer[..read]).is_err() {
+                return drop(to.shutdown(Shutdown::Write));
+            }
+        }
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (near, _) = listener.accept().unwrap();
+        let far = TcpStream::connect(target).unwrap();
+        let (near_too, far_too) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+        std::thread::spawn(move || relay(far_too, near_too));
+        relay(near, far);
+    });
+    address
+}
+
+#[test]
+fn sums_do_not_depend_on_how_the_bytes_arrive() {
+    let (listeners, peers) = listeners(2);
+    let pieces: Vec<_> = peers.iter().copied().map(in_small_pieces).collect();
+    std::thread::scope(|scope| {
+        for (rank, listener) in listeners.iter().enumerate() {
+            let membership = membership(rank, &pieces, 1);
+            scope.spawn(move || {
+                let mut ring = Ring::connect(listener, &membership, PATIENT, AbortHandle::new()).unwrap();
+                let mut sums = values(ring.rank(), 5001);
+                ring.all_reduce(&mut sums).unwrap();
+                assert_sums(2, &sums);
+                // So that neither leaves while the other's bytes are still on their way.
+                ring.barrier().unwrap();
+            });
+        }
+    });
+}
+
+#[test]
+fn broadcast_gather_and_barrier_mix_with_sums() {
+    for world in 2..=4_usize {
+        in_world(world, |collective| {
+            let rank = collective.rank();
+            for root in 0..world as u32 {
+                for length in [0, 1, 1_000_001] {
+                    let expected: Vec<u8> = (0..length).map(|i| (i * 7 + root as usize) as u8).collect();
+                    let mut bytes = if rank == root { expected.clone() } else { vec![0xff; length] };
+                    collective.broadcast(&mut bytes, root).unwrap();
+                    assert!(bytes == expected, "rank {rank} of {world} from {root}, {length} bytes");
+                }
+                let mut slots = vec![0xff; 3 * world];
+                slots[3 * rank as usize..][..3].fill(rank as u8);
+                collective.all_gather(&mut slots).unwrap();
+                assert!(slots.iter().enumerate().all(|(i, &slot)| usize::from(slot) == i / 3));
+
+                let mut one = [1.0];
+                collective.all_reduce(&mut one).unwrap();
+                assert_eq!(one, [world as f32]);
+                collective.barrier().unwrap();
+            }
+        });
+    }
+}
+
+#[test]
+fn arguments_that_cannot_be_right_are_refused_before_anything_is_sent() {
+    in_world(2, |collective| {
+        assert!(matches!(collective.broadcast(&mut [0], 2), Err(CollectiveError::Invalid(_))));
+        assert!(matches!(collective.all_gather(&mut [0; 3]), Err(CollectiveError::Invalid(_))));
+        collective.barrier().unwrap();
+    });
+    let (listeners, peers) = listeners(2);
+    for membership in [membership(2, &peers, 1), membership(0, &peers[..1], 1)] {
+        let ring = Ring::connect(&listeners[0], &membership, PATIENT, AbortHandle::new());
+        assert!(matches!(ring.err(), Some(CollectiveError::Invalid(_))));
+    }
+}
+
+#[test]
+fn ranks_that_do_different_things_get_errors_instead_of_sums() {
+    let out_of_step = |results: Vec<Result<(), CollectiveError>>| {
+        assert!(results.iter().all(Result::is_err), "{results:?}");
+        assert!(results.iter().any(|r| matches!(r, Err(CollectiveError::OutOfStep { .. }))), "{results:?}");
+    };
+    out_of_step(in_world(3, |c| c.all_reduce(&mut vec![1.0; if c.rank() == 1 { 8 } else { 7 }])));
+    out_of_step(in_world(3, |c| if c.rank() == 2 { c.barrier() } else { c.all_reduce(&mut [1.0; 100]) }));
+}
+
+#[test]
+fn strangers_do_not_keep_the_ring_from_forming() {
+    let (listeners, peers) = listeners(3);
+    // All of them are in the queue before the previous rank, and stay: garbage, silence, half a hello, a
+    // rank of an older generation, one with another token, and a crowd beyond what is heard at a time.
+    let mut strangers = Vec::new();
+    for opening in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 4096], b"", b"RELABEL\n\x01\0"] {
+        let mut stream = TcpStream::connect(peers[1]).unwrap();
+        stream.write_all(opening).unwrap();
+        strangers.push(stream);
+    }
+    strangers.extend((0..80).map(|_| TcpStream::connect(peers[1]).unwrap()));
+    let abort_impostors = AbortHandle::new();
+    std::thread::scope(|scope| {
+        for (generation, token) in [(6, TOKEN), (7, [0; 32])] {
+            let impostor = Membership { token, ..membership(0, &peers, generation) };
+            let abort = abort_impostors.clone();
+            scope.spawn(move || {
+                let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+                let result = Ring::connect(&listener, &impostor, PATIENT, abort);
+                assert!(matches!(result.err(), Some(CollectiveError::Aborted { .. })));
+            });
+        }
+        let ranks: Vec<_> = (0..3)
+            .map(|rank| {
+                let (listener, membership) = (&listeners[rank], membership(rank, &peers, 7));
+                scope.spawn(move || {
+                    let mut ring = Ring::connect(listener, &membership, PATIENT, AbortHandle::new()).unwrap();
+                    let mut one = [1.0];
+                    ring.all_reduce(&mut one).unwrap();
+                    one[0]
+                })
+            })
+            .collect();
+        for rank in ranks {
+            assert_eq!(rank.join().unwrap(), 3.0);
+        }
+        abort_impostors.abort("the ring stands");
+    });
+    for mut stream in strangers {
+        let mut heard = Vec::new();
+        let _ = stream.read_to_end(&mut heard);
+        assert!(heard.is_empty(), "a stranger is not told anything");
+    }
+}
+
+#[test]
+fn a_missing_rank_is_named_with_what_was_last_seen_of_it() {
+    let (listeners, peers) = listeners(2);
+    let mut stranger = TcpStream::connect(peers[0]).unwrap();
+    stranger.write_all(b"hello?").unwrap();
+    // Port 1 of loopback answers with a refusal, and rank 1 never comes.
+    let membership =
+        Membership { peers: vec![peers[0], "127.0.0.1:1".parse().unwrap()], ..membership(0, &peers, 1) };
+    let timeouts = Timeouts { form: Duration::from_millis(200), ..PATIENT };
+    let error = Ring::connect(&listeners[0], &membership, timeouts, AbortHandle::new()).err().unwrap();
+    let message = error.to_string();
+    assert!(matches!(error, CollectiveError::NotFormed { rank: 0, .. }), "{message}");
+    assert!(message.contains("rank 1 at 127.0.0.1:1 was not reached (Connection refused"), "{message}");
+    assert!(message.contains("does not speak this protocol"), "{message}");
+}
+
+#[test]
+fn one_listener_serves_one_generation_after_another() {
+    let (listeners, peers) = listeners(2);
+    for generation in 1..=20 {
+        std::thread::scope(|scope| {
+            for (rank, listener) in listeners.iter().enumerate() {
+                let membership = membership(rank, &peers, generation);
+                scope.spawn(move || {
+                    let mut ring = Ring::connect(listener, &membership, PATIENT, AbortHandle::new()).unwrap();
+                    let mut one = [1.0];
+                    ring.all_reduce(&mut one).unwrap();
+                    assert_eq!(one, [2.0]);
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn an_abort_ends_the_forming_of_a_ring() {
+    let (listeners, peers) = listeners(2);
+    let abort = AbortHandle::new();
+    std::thread::scope(|scope| {
+        let forming =
+            scope.spawn(|| Ring::connect(&listeners[0], &membership(0, &peers, 1), PATIENT, abort.clone()));
+        abort.abort("generation 1 is over");
+        let error = forming.join().unwrap().err().unwrap();
+        assert!(matches!(error, CollectiveError::Aborted { reason } if reason == "generation 1 is over"));
+    });
+}
+
+#[test]
+fn an_abort_ends_a_blocked_call_and_reaches_the_neighbours() {
+    let (to_main, handles) = mpsc::channel();
+    let results = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            handles.recv().map(|handle: AbortHandle| handle.abort("rank 1 was lost")).unwrap()
+        });
+        in_world(3, |collective| {
+            match collective.rank() {
+                // Never comes to the all-reduce, so that the others block in it.
+                1 => {
+                    to_main.send(collective.abort_handle()).unwrap();
+                    while collective.abort_handle().reason().is_none() {
+                        std::thread::yield_now();
+                    }
+                    (collective.all_reduce(&mut [0.0; 9]), collective.barrier())
+                }
+                _ => (collective.all_reduce(&mut [0.0; 9]), collective.barrier()),
+            }
+        })
+    });
+    assert!(matches!(&results[1].0, Err(CollectiveError::Aborted { reason }) if reason == "rank 1 was lost"));
+    assert!(matches!(&results[1].1, Err(CollectiveError::Aborted { .. })));
+    for rank in [0, 2] {
+        assert!(matches!(results[rank].0, Err(CollectiveError::Lost { .. })), "{:?}", results[rank].0);
+        assert!(matches!(results[rank].1, Err(CollectiveError::Ended { .. })), "{:?}", results[rank].1);
+    }
+}
+
+#[test]
+fn a_ring_that_is_dropped_is_gone_for_its_neighbours_though_its_abort_handle_lives() {
+    let handles = std::sync::Mutex::new(Vec::new());
+    let (listeners, peers) = listeners(2);
+    std::thread::scope(|scope| {
+        for (rank, listener) in listeners.iter().enumerate() {
+            let (membership, handles) = (membership(rank, &peers, 1), &handles);
+            scope.spawn(move || {
+                let mut ring = Ring::connect(listener, &membership, PATIENT, AbortHandle::new()).unwrap();
+                handles.lock().unwrap().push(ring.abort_handle());
+                if rank == 1 {
+                    return drop(ring);
+                }
+                let error = ring.all_reduce(&mut [0.0; 9]).unwrap_err();
+                assert!(matches!(error, CollectiveError::Lost { rank: 1, .. }), "{error:?}");
+            });
+        }
+    });
+}
+
+/// A rank in a process of its own, killed when dropped.
+struct ChildRank {
+    process: Child,
+    stdin: ChildStdin,
+    address: SocketAddr,
+}
+
+impl ChildRank {
+    fn spawn() -> Self {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "collective::tcp::tests::child_rank", "--ignored", "--nocapture"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let stdin = process.stdin.take().unwrap();
+        let address = BufReader::new(process.stdout.take().unwrap())
+            .lines()
+            .find_map(|line| line.unwrap().split_once("listening at ").map(|(_, address)| address.to_owned()))
+            .unwrap();
+        Self { process, stdin, address: address.parse().unwrap() }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.process.id() as i32), signal).unwrap();
+    }
+}
+
+impl Drop for ChildRank {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+const ROUND: usize = 1 << 20;
+
+/// Not a test: what [`ChildRank`] runs, rank 1 that reduces until it fails.
+#[test]
+#[ignore = "the child process of other tests"]
+fn child_rank() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    println!("\nlistening at {}", listener.local_addr().unwrap());
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).unwrap();
+    let Ok(peers) = line.split_whitespace().map(str::parse).collect::<Result<Vec<SocketAddr>, _>>() else {
+        return;
+    };
+    let Ok(mut ring) = Ring::connect(&listener, &membership(1, &peers, 1), PATIENT, AbortHandle::new())
+    else {
+        return;
+    };
+    let mut buffer = vec![1.0; ROUND];
+    while ring.all_reduce(&mut buffer).is_ok() {}
+}
+
+/// Ranks 0, 2 and 3 on threads, rank 1 a child process; all reduce for ever. After a few rounds `disturb`
+/// is called with the child and the abort handles of the three. Returns how they ended. Rank 3 is no
+/// neighbour of the child, so what happens there reaches it only through the others.
+fn disturbed(
+    silence: Option<Duration>,
+    disturb: impl FnOnce(&ChildRank, &[AbortHandle]),
+) -> Vec<CollectiveError> {
+    let mut child = ChildRank::spawn();
+    let (listeners, mut peers) = listeners(4);
+    peers[1] = child.address;
+    let line: Vec<_> = peers.iter().map(ToString::to_string).collect();
+    child.stdin.write_all(format!("{}\n", line.join(" ")).as_bytes()).unwrap();
+
+    let handles = [(); 3].map(|()| AbortHandle::new());
+    let (rounds, round_done) = mpsc::channel();
+    let (ends, ended) = mpsc::channel();
+    for (rank, abort) in [0, 2, 3].into_iter().zip(handles.clone()) {
+        let (membership, listener) = (membership(rank, &peers, 1), listeners[rank].try_clone().unwrap());
+        let (rounds, ends) = (rounds.clone(), ends.clone());
+        std::thread::spawn(move || {
+            let timeouts = Timeouts { silence, ..PATIENT };
+            let mut ring = Ring::connect(&listener, &membership, timeouts, abort).unwrap();
+            let mut buffer = vec![1.0; ROUND];
+            loop {
+                if let Err(error) = ring.all_reduce(&mut buffer) {
+                    // The ring goes along: the failure has to spread before anyone drops it.
+                    return drop(ends.send((error, ring)));
+                }
+                let _ = rounds.send(());
+            }
+        });
+    }
+    for _ in 0..9 {
+        round_done.recv_timeout(Duration::from_secs(60)).unwrap();
+    }
+    disturb(&child, &handles);
+    let started = std::time::Instant::now();
+    // Far more than it takes: without `silence`, a failure that goes unnoticed would hang for ever.
+    let ends: Vec<_> = (0..3).map(|_| ended.recv_timeout(Duration::from_secs(20)).unwrap()).collect();
+    eprintln!("all ended {:?} after the disturbance", started.elapsed());
+    ends.into_iter().map(|(error, _)| error).collect()
+}
+
+#[test]
+fn a_killed_rank_is_an_error_on_the_others_at_once() {
+    let errors = disturbed(None, |child, _| child.signal(Signal::SIGKILL));
+    assert!(errors.iter().all(|e| matches!(e, CollectiveError::Lost { .. })), "{errors:?}");
+    assert!(errors.iter().any(|e| matches!(e, CollectiveError::Lost { rank: 1, .. })), "{errors:?}");
+}
+
+#[test]
+fn an_abort_frees_the_others_from_a_rank_that_stands_still() {
+    let errors = disturbed(None, |child, handles| {
+        child.signal(Signal::SIGSTOP);
+        handles.iter().for_each(|handle| handle.abort("rank 1 stands still"));
+    });
+    // The handles are used one after the other: the last may learn it from its neighbours first.
+    let expected = |e: &_| matches!(e, CollectiveError::Aborted { .. } | CollectiveError::Lost { .. });
+    assert!(errors.iter().all(expected), "{errors:?}");
+    assert!(errors.iter().any(|e| matches!(e, CollectiveError::Aborted { .. })), "{errors:?}");
+}
+
+#[test]
+fn a_rank_that_stands_still_is_an_error_after_the_silence_allowed() {
+    let errors = disturbed(Some(Duration::from_secs(2)), |child, _| child.signal(Signal::SIGSTOP));
+    assert!(errors.iter().any(|e| matches!(e, CollectiveError::Silent { .. })), "{errors:?}");
+}

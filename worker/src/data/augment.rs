@@ -1,0 +1,218 @@
+//! Decoded pixels to the network's input: what training and evaluation do to an image. The values follow
+//! torchvision's transforms on Pillow images; the random numbers are this project's own.
+
+use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
+
+use super::crop::{eval_geometry, random_resized_crop};
+use super::decode::RgbImage;
+use super::jitter::{self, ByteTable};
+use super::rng::SampleRng;
+use super::{CropBox, ImageError, ImageSize};
+
+/// ImageNet's mean and standard deviation of red, green and blue, of values in [0, 1].
+pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+pub const STD: [f32; 3] = [0.229, 0.224, 0.225];
+
+/// Principal components of ImageNet's colours (Krizhevsky et al. 2012), a row a channel, and their weights.
+const PCA_VECTORS: [[f64; 3]; 3] =
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]];
+const PCA_VALUES: [f64; 3] = [0.2175, 0.0188, 0.0045];
+
+/// The augmentation of training images.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Augment {
+    /// Side of the square input in pixels.
+    pub image_size: u32,
+    /// Smallest part of the image's area that a crop takes, in (0, 1].
+    pub min_area: f64,
+    /// Strength of brightness, contrast and saturation jitter; 0 turns it off.
+    pub color_jitter: f64,
+    /// Standard deviation of the PCA lighting noise; 0 turns it off.
+    pub lighting: f64,
+}
+
+impl Augment {
+    pub fn from_config(data: &relabel_config::Data) -> Self {
+        Self {
+            image_size: data.image_size,
+            min_area: data.rrc_minimum,
+            color_jitter: data.color_jitter,
+            lighting: data.lighting,
+        }
+    }
+
+    /// The box of an image of size `image` that `apply` is to take. The first draws from a sample's `rng`.
+    pub fn draw_crop(&self, image: ImageSize, rng: &mut SampleRng) -> CropBox {
+        random_resized_crop(image, self.min_area, rng)
+    }
+
+    /// Cuts `crop` out of `image`, resizes it, and draws flip, jitter and lighting from `rng`. `pixels` is a
+    /// buffer to be used again.
+    pub fn apply(
+        &self,
+        image: &RgbImage,
+        crop: CropBox,
+        rng: &mut SampleRng,
+        scaler: &mut Scaler,
+        pixels: Vec<u8>,
+    ) -> Result<Input, ImageError> {
+        let mut pixels = scaler.resize_crop(image, crop, self.image_size, pixels)?;
+        let flip = rng.below(2) == 1;
+        let table = if self.color_jitter > 0.0 {
+            jitter::apply(&jitter::draw(self.color_jitter, rng), &mut pixels)
+        } else {
+            jitter::identity()
+        };
+        let light = if self.lighting > 0.0 { draw_lighting(self.lighting, rng) } else { [0.0; 3] };
+        Ok(Input { side: self.image_size, pixels, flip, table, light })
+    }
+}
+
+/// What evaluation does: resize the short side to ceil(image_size / crop_ratio), cut out the centre.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EvalTransform {
+    /// Side of the square input in pixels.
+    pub image_size: u32,
+    /// Side of the input over the short side of the resized image, in (0, 1].
+    pub crop_ratio: f64,
+}
+
+impl EvalTransform {
+    pub fn from_config(data: &relabel_config::Data) -> Self {
+        Self { image_size: data.image_size, crop_ratio: data.crop_ratio }
+    }
+
+    /// `pixels` is a buffer to be used again.
+    pub fn apply(&self, image: &RgbImage, scaler: &mut Scaler, pixels: Vec<u8>) -> Result<Input, ImageError> {
+        let geometry = eval_geometry(image.size, self.image_size, self.crop_ratio);
+        // Only the part of the image that the centre is made of is resized, with the whole around it
+        // for the filter to see, which gives the same pixels as cutting afterwards.
+        let along = |side: u32, resized: u32, start: u32| {
+            let scale = f64::from(side) / f64::from(resized);
+            let start = f64::from(start) * scale;
+            (start, (f64::from(self.image_size) * scale).min(f64::from(side) - start))
+        };
+        let (left, width) = along(image.size.width, geometry.resized.width, geometry.crop.left);
+        let (top, height) = along(image.size.height, geometry.resized.height, geometry.crop.top);
+        let options = bilinear().crop(left, top, width, height);
+        let pixels = scaler.resize(&view(image)?, self.image_size, &options, pixels)?;
+        Ok(Input::plain(self.image_size, pixels))
+    }
+}
+
+/// The noise that PCA lighting adds to red, green and blue, of values in [0, 1].
+fn draw_lighting(deviation: f64, rng: &mut SampleRng) -> [f32; 3] {
+    let weights = PCA_VALUES.map(|value| value * deviation * rng.normal());
+    PCA_VECTORS.map(|row| row.iter().zip(weights).map(|(vector, weight)| vector * weight).sum::<f64>() as f32)
+}
+
+/// Resizes with Pillow's antialiased bilinear filter. Keeps its buffers; belongs to one thread.
+#[derive(Debug, Default)]
+pub struct Scaler {
+    resizer: Resizer,
+}
+
+impl Scaler {
+    /// `crop` of `image` as a square of `side` pixels. Pixels beyond the crop have no part in it, as when
+    /// cutting comes first. `pixels` is a buffer to be used again; RGB, row after row.
+    pub fn resize_crop(
+        &mut self,
+        image: &RgbImage,
+        crop: CropBox,
+        side: u32,
+        pixels: Vec<u8>,
+    ) -> Result<Vec<u8>, ImageError> {
+        let whole = view(image)?;
+        let CropBox { left, top, width, height } = crop;
+        let cut = TypedCroppedImage::from_ref(&whole, left, top, width, height).map_err(cannot_resize)?;
+        self.resize(&cut, side, &bilinear(), pixels)
+    }
+
+    fn resize(
+        &mut self,
+        source: &impl ImageView<Pixel = U8x3>,
+        side: u32,
+        options: &ResizeOptions,
+        mut pixels: Vec<u8>,
+    ) -> Result<Vec<u8>, ImageError> {
+        pixels.resize(side as usize * side as usize * 3, 0);
+        let mut resized = TypedImage::from_buffer(side, side, &mut pixels).map_err(cannot_resize)?;
+        // Typed: the untyped call would compile every pixel type there is into this crate, for minutes.
+        self.resizer.resize_typed(source, &mut resized, options).map_err(cannot_resize)?;
+        Ok(pixels)
+    }
+}
+
+fn bilinear() -> ResizeOptions {
+    ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
+}
+
+fn view(image: &RgbImage) -> Result<TypedImageRef<'_, U8x3>, ImageError> {
+    TypedImageRef::from_buffer(image.size.width, image.size.height, &image.pixels).map_err(cannot_resize)
+}
+
+fn cannot_resize(error: impl std::fmt::Display) -> ImageError {
+    ImageError::Resize(error.to_string())
+}
+
+/// An image ready to be written as floats: its bytes and what one pass is still to do to them. Kept as
+/// bytes because they take a quarter of the memory while a batch is waiting for its other images.
+#[derive(Debug, Clone)]
+pub struct Input {
+    side: u32,
+    /// RGB, `[side, side, 3]`.
+    pixels: Vec<u8>,
+    flip: bool,
+    table: ByteTable,
+    light: [f32; 3],
+}
+
+impl Input {
+    /// `pixels`, RGB `[side, side, 3]`, that only remain to be normalized.
+    pub fn plain(side: u32, pixels: Vec<u8>) -> Self {
+        Self { side, pixels, flip: false, table: jitter::identity(), light: [0.0; 3] }
+    }
+
+    /// Floats that one input of side `side` takes.
+    pub fn floats(side: u32) -> usize {
+        side as usize * side as usize * 3
+    }
+
+    /// Writes the normalized image into `out`, `[side, side, 3]`: jitter table, to [0, 1], lighting, mean and
+    /// deviation in one look-up a byte, flip by the order of reading.
+    ///
+    /// # Panics
+    /// If `out` is not `floats(side)` long.
+    pub fn write(&self, out: &mut [f32]) {
+        assert_eq!(out.len(), self.pixels.len());
+        let values: [[f32; 256]; 3] = std::array::from_fn(|channel| {
+            let (scale, shift) = (1.0 / STD[channel], self.light[channel] - MEAN[channel]);
+            self.table.map(|byte| (f32::from(byte) / 255.0 + shift) * scale)
+        });
+        let put = |(out, pixel): (&mut [f32], &[u8])| {
+            out[0] = values[0][usize::from(pixel[0])];
+            out[1] = values[1][usize::from(pixel[1])];
+            out[2] = values[2][usize::from(pixel[2])];
+        };
+        let row = self.side as usize * 3;
+        for (out, pixels) in out.chunks_exact_mut(row).zip(self.pixels.chunks_exact(row)) {
+            let (out, pixels) = (out.chunks_exact_mut(3), pixels.chunks_exact(3));
+            if self.flip {
+                out.zip(pixels.rev()).for_each(put);
+            } else {
+                out.zip(pixels).for_each(put);
+            }
+        }
+    }
+
+    /// The buffer that it was made in, to be used again.
+    pub fn into_pixels(self) -> Vec<u8> {
+        self.pixels
+    }
+}
+
+#[cfg(test)]
+#[path = "augment_tests.rs"]
+mod tests;

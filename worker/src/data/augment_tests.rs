@@ -1,0 +1,133 @@
+//! The expected pixels in `testdata` were made with Pillow 13 from the image of `source`: `crop` and
+//! `resize(BILINEAR)` for the crops, torchvision's formulas for Resize and CenterCrop written out in Python.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+use super::*;
+
+/// Sharp edges in both directions, so that a filter of another width or place shows.
+fn source(width: u32, height: u32) -> RgbImage {
+    let value =
+        |x: u32, y: u32, channel: u32| ((x * 7 + y * 13 + channel * 50 + (x * y) % 17 * 6) % 256) as u8;
+    let places = (0..height).flat_map(|y| (0..width).map(move |x| (x, y)));
+    let pixels = places.flat_map(|(x, y)| [0, 1, 2].map(|channel| value(x, y, channel))).collect();
+    RgbImage { size: ImageSize { width, height }, pixels }
+}
+
+fn transposed(image: &RgbImage) -> RgbImage {
+    let ImageSize { width, height } = image.size;
+    let pixel = |x: u32, y: u32| &image.pixels[(y * width + x) as usize * 3..][..3];
+    let pixels = (0..width).flat_map(|x| (0..height).flat_map(move |y| pixel(x, y).to_vec())).collect();
+    RgbImage { size: ImageSize { width: height, height: width }, pixels }
+}
+
+/// At most one level of 255 apart: Pillow rounds between its two passes, horizontal first.
+fn assert_close(pixels: &[u8], name: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/data/testdata").join(name);
+    let expected = std::fs::read(path).unwrap();
+    assert_eq!(pixels.len(), expected.len());
+    let worst = pixels.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+    assert!(worst <= 1, "{name}: {worst} levels apart");
+}
+
+#[test]
+fn a_resized_crop_equals_pillow() {
+    let image = source(61, 47);
+    let mut scaler = Scaler::default();
+    let down = CropBox { top: 3, left: 5, height: 41, width: 50 };
+    let pixels = scaler.resize_crop(&image, down, 16, Vec::new()).unwrap();
+    assert_close(&pixels, "resize_down.rgb");
+    let up = CropBox { top: 20, left: 30, height: 9, width: 7 };
+    assert_close(&scaler.resize_crop(&image, up, 16, pixels).unwrap(), "resize_up.rgb");
+    let outside = CropBox { top: 40, left: 0, height: 8, width: 8 };
+    assert!(scaler.resize_crop(&image, outside, 16, Vec::new()).is_err());
+}
+
+#[test]
+fn the_evaluation_transform_equals_torchvision() {
+    let eval = EvalTransform { image_size: 16, crop_ratio: 0.875 };
+    let mut scaler = Scaler::default();
+    for (image, name) in [
+        (source(61, 47), "eval_down.rgb"),
+        (transposed(&source(61, 47)), "eval_tall.rgb"),
+        (source(13, 11), "eval_up.rgb"),
+    ] {
+        let input = eval.apply(&image, &mut scaler, Vec::new()).unwrap();
+        assert_close(&input.pixels, name);
+        let mut out = vec![0.0; Input::floats(16)];
+        input.write(&mut out);
+        for (at, (value, byte)) in out.iter().zip(&input.pixels).enumerate() {
+            let expected = (f32::from(*byte) / 255.0 - MEAN[at % 3]) / STD[at % 3];
+            assert!((value - expected).abs() < 1e-6);
+        }
+    }
+}
+
+#[test]
+fn extreme_shapes_are_evaluated_without_their_whole_width_in_memory() {
+    let eval = EvalTransform { image_size: 64, crop_ratio: 0.875 };
+    for (width, height) in [(1, 1), (1, 50_000), (50_000, 1)] {
+        let input = eval.apply(&source(width, height), &mut Scaler::default(), Vec::new()).unwrap();
+        assert_eq!(input.pixels.len(), Input::floats(64));
+    }
+}
+
+#[test]
+fn flip_table_and_light_are_applied_as_written() {
+    let pixels: Vec<u8> = (0..12).map(|value| value * 20).collect();
+    let table = std::array::from_fn(|byte| byte as u8 / 2);
+    let light = [0.01, -0.02, 0.03];
+    for flip in [false, true] {
+        let input = Input { side: 2, pixels: pixels.clone(), flip, table, light };
+        let mut out = vec![0.0; 12];
+        input.write(&mut out);
+        for y in 0..2 {
+            for x in 0..2 {
+                for channel in 0..3 {
+                    let from = if flip { 1 - x } else { x };
+                    let byte = pixels[(y * 2 + from) * 3 + channel] / 2;
+                    let expected = (f32::from(byte) / 255.0 + light[channel] - MEAN[channel]) / STD[channel];
+                    assert!((out[(y * 2 + x) * 3 + channel] - expected).abs() < 1e-6);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_augmentation_is_a_function_of_its_key_and_flips_half() {
+    let augment = Augment { image_size: 8, min_area: 0.08, color_jitter: 0.4, lighting: 0.1 };
+    let image = source(61, 47);
+    let make = |epoch, sample| {
+        let mut rng = SampleRng::new(5, epoch, sample);
+        let crop = augment.draw_crop(image.size, &mut rng);
+        augment.apply(&image, crop, &mut rng, &mut Scaler::default(), Vec::new()).unwrap()
+    };
+    let written = |input: &Input| {
+        let mut out = vec![0.0; Input::floats(8)];
+        input.write(&mut out);
+        out
+    };
+    assert_eq!(written(&make(1, 2)), written(&make(1, 2)));
+    assert_ne!(written(&make(1, 2)), written(&make(2, 2)));
+    assert_ne!(written(&make(1, 2)), written(&make(1, 3)));
+    let flips = (0..2000).filter(|&sample| make(0, sample).flip).count();
+    assert!((900..1100).contains(&flips), "{flips}");
+}
+
+/// The covariance of red and green, say, is the sum over components of both vectors' entries times
+/// (deviation * value)^2.
+#[test]
+fn lighting_has_the_covariance_of_its_components() {
+    let draws: Vec<[f32; 3]> =
+        (0..50_000).map(|sample| draw_lighting(0.1, &mut SampleRng::new(9, 0, sample))).collect();
+    for a in 0..3 {
+        for b in 0..3 {
+            let found = draws.iter().map(|light| f64::from(light[a] * light[b])).sum::<f64>() / 50_000.0;
+            let expected: f64 =
+                (0..3).map(|i| PCA_VECTORS[a][i] * PCA_VECTORS[b][i] * (0.1 * PCA_VALUES[i]).powi(2)).sum();
+            assert!((found - expected).abs() < 6e-6, "{a} {b}: {found} {expected}");
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! From a folder of JPEG files to batches of normalized pixels. Knows nothing of libtorch.
+//!
+//! One sample's way: [`order`] says which sample is consumed at which position of an epoch, and
+//! `relabel_core::shards` by which rank; [`index`] turns its id into a file; [`decode`] makes RGB pixels of the file; [`rng`] gives the
+//! sample its random numbers; [`crop`] draws the box; [`augment`] turns box and pixels into `[H, W, 3]`
+//! floats; [`loader`] does so on many threads and hands out whole batches in order.
+
+pub mod augment;
+pub mod crop;
+pub mod decode;
+mod error;
+pub mod index;
+mod jitter;
+pub mod loader;
+pub mod order;
+mod pool;
+pub mod rng;
+mod turbo;
+
+pub use error::{DataError, ImageError};
+
+/// Most pixels that an image may have, where Pillow too refuses it as a decompression bomb.
+pub const MAX_PIXELS: u64 = 178_956_970;
+
+/// Width and height of a decoded image in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageSize {
+    pub width: u32,
+    pub height: u32,
+}
+
+/// A crop in pixels of the decoded image: rows `top..top + height`, columns `left..left + width`,
+/// inside the image and at least 1 x 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CropBox {
+    pub top: u32,
+    pub left: u32,
+    pub height: u32,
+    pub width: u32,
+}

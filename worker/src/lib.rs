@@ -1,0 +1,22 @@
+//! The worker: one process a device, from JPEG files to all-reduced gradients.
+//!
+//! - [`session`]: the stream to the coordinator.
+//! - [`train`]: follows its orders; has the diagram of one sample's and one step's way.
+//! - [`data`], [`labels`]: JPEG files to batches, label maps to targets. Know nothing of libtorch.
+//! - [`model`], [`optim`], [`eval`], [`checkpoint`]: what is trained, how, how good it is, and its file.
+//! - [`collective`]: sums between ranks. Knows nothing of libtorch.
+//! - [`torch`]: what tch does not expose; the one place with C++.
+//! - [`synth`]: a small data set to try it all on.
+
+pub mod checkpoint;
+pub mod collective;
+pub mod data;
+pub mod eval;
+pub mod labels;
+pub mod model;
+pub mod optim;
+pub mod samples;
+pub mod session;
+pub mod synth;
+pub mod torch;
+pub mod train;

@@ -1,0 +1,26 @@
+//! The `worker` program: trains as a rank of a run, and small tools around its data.
+
+mod cli;
+mod rank;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    cli.log.start();
+    let result = match cli.command {
+        None => rank::run(cli.train),
+        Some(Command::Train(args)) => rank::run(args),
+        Some(Command::Synth(args)) => worker::synth::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Inspect(args)) => args.run().map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        // One line: the causes after the words that they explain.
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,135 @@
+//! What one step exchanges between ranks, in one buffer: gradients, BatchNorm statistics, and a few sums.
+
+use tch::{Kind, Tensor};
+
+use super::Model;
+use crate::torch::{self, TorchError};
+
+/// One flat f32 buffer that lies on the model's device and holds, one after the other,
+///
+/// 1. the gradient of every parameter, in [`Model::parameters`] order: `parameter.grad` is a view of its
+///    part, with the parameter's strides, so backward writes here and the optimizer reads from here;
+/// 2. `running_mean` and `running_var` of every BatchNorm, unless frozen: see [`Self::store_buffers`];
+/// 3. scalars of the caller: sums of losses, counts.
+///
+/// So summing the buffers of all ranks sums everything that a step shares. Has to be made anew after
+/// [`Model::to_channels_last`]. No slice of it may be alive while backward runs.
+pub struct FlatGradients {
+    flat: Tensor,
+    /// The first part of `flat`.
+    gradients: Tensor,
+    /// Each running statistic and its place in `flat`.
+    statistics: Vec<(Tensor, Tensor)>,
+    scalars: usize,
+}
+
+impl FlatGradients {
+    /// Allocates the buffer, zeroed, for `model` and `scalars` further values, and makes it the place of
+    /// the model's gradients.
+    ///
+    /// # Errors
+    /// A parameter that is not f32, or no memory left.
+    pub fn new(model: &Model, scalars: usize) -> Result<Self, TorchError> {
+        let statistics: Vec<&Tensor> = match model.batch_norm().frozen {
+            // They are the same on every rank; a weighted sum would only add rounding.
+            true => Vec::new(),
+            false => model.buffers().iter().map(|(_, t)| t).filter(|t| t.kind() == Kind::Float).collect(),
+        };
+        let count = |tensors: &mut dyn Iterator<Item = &Tensor>| tensors.map(Tensor::numel).sum::<usize>();
+        let in_gradients = count(&mut model.parameters().iter().map(|(_, p)| p));
+        let in_statistics = count(&mut statistics.iter().copied());
+        let length = (in_gradients + in_statistics + scalars) as i64;
+        let flat = Tensor::f_zeros([length], (Kind::Float, model.device()))
+            .map_err(|source| TorchError::Tch { operation: "allocate the gradient buffer", source })?;
+
+        let mut offset = 0;
+        let mut place = |like: &Tensor| {
+            // The strides of a dense tensor stay within its own number of elements.
+            let view = flat.as_strided(like.size(), like.stride(), offset);
+            offset += like.numel() as i64;
+            view
+        };
+        for (_, parameter) in model.parameters() {
+            torch::set_grad(parameter, &place(parameter))?;
+        }
+        let statistics = statistics.into_iter().map(|t| (t.shallow_clone(), place(t))).collect();
+        let gradients = flat.narrow(0, 0, in_gradients as i64);
+        Ok(Self { flat, gradients, statistics, scalars })
+    }
+
+    /// Values in the whole buffer.
+    pub fn len(&self) -> usize {
+        self.flat.numel()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Values that are gradients: the first part of the buffer.
+    pub fn gradients_len(&self) -> usize {
+        self.gradients.numel()
+    }
+
+    /// Sets everything to 0, before the first backward of a step.
+    pub fn zero(&mut self) {
+        let _ = self.flat.zero_();
+    }
+
+    /// Multiplies the gradients and the statistics, not the scalars, by `factor`.
+    pub fn scale(&mut self, factor: f64) {
+        let _ = self.flat.narrow(0, 0, (self.len() - self.scalars) as i64).g_mul_scalar_(factor);
+    }
+
+    /// Euclidean norm of the gradients of all parameters together.
+    pub fn norm(&self) -> f64 {
+        self.gradients.norm().double_value(&[])
+    }
+
+    /// The whole buffer as a tensor on the model's device `[len]`, sharing its memory.
+    pub fn tensor(&self) -> &Tensor {
+        &self.flat
+    }
+
+    /// The whole buffer in main memory, to reduce in place.
+    ///
+    /// # Errors
+    /// The model is on another device.
+    pub fn as_mut_slice(&mut self) -> Result<&mut [f32], TorchError> {
+        torch::as_f32_mut(&mut self.flat)
+    }
+
+    /// The caller's scalars, the last part of the buffer.
+    ///
+    /// # Errors
+    /// The model is on another device.
+    pub fn scalars(&self) -> Result<&[f32], TorchError> {
+        let flat = torch::as_f32(&self.flat)?;
+        Ok(&flat[flat.len() - self.scalars..])
+    }
+
+    /// As [`Self::scalars`], to write.
+    ///
+    /// # Errors
+    /// As [`Self::scalars`].
+    pub fn scalars_mut(&mut self) -> Result<&mut [f32], TorchError> {
+        let start = self.len() - self.scalars;
+        Ok(&mut self.as_mut_slice()?[start..])
+    }
+
+    /// Copies `weight` times each running mean and variance into the buffer. With the weights of all ranks
+    /// summing to 1 (a rank's share of the global batch), the sum over the ranks is the weighted mean.
+    pub fn store_buffers(&mut self, weight: f64) {
+        for (statistic, place) in &mut self.statistics {
+            place.copy_(statistic);
+            let _ = place.g_mul_scalar_(weight);
+        }
+    }
+
+    /// Copies the (summed) statistics back into the model.
+    pub fn load_buffers(&mut self) {
+        for (statistic, place) in &mut self.statistics {
+            statistic.copy_(place);
+        }
+    }
+}

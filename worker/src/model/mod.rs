@@ -1,0 +1,183 @@
+//! Image classifiers with torchvision's architecture, state_dict names and initial values. Knows
+//! nothing of data, optimizers or files.
+
+use std::sync::{Mutex, PoisonError};
+
+use tch::{Device, Tensor};
+
+mod flat_gradients;
+pub mod layers;
+mod resnet;
+mod state_dict;
+#[cfg(test)]
+mod tests;
+
+pub use flat_gradients::FlatGradients;
+pub use layers::BatchNormOptions;
+pub(crate) use state_dict::load_tensors;
+pub use state_dict::{StateDict, StateDictError};
+
+use crate::torch::{self, TorchError};
+use layers::{Layer, Role};
+
+/// Why a model could not be built or filled.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    #[error("model.arch: {arch:?} is not known; did you mean {nearest}? (one of {})", known.join(", "))]
+    UnknownArch { arch: String, nearest: &'static str, known: Vec<&'static str> },
+    #[error("model.num_classes: a classifier needs at least 1 class, not {0}")]
+    NoClasses(i64),
+    #[error(transparent)]
+    Torch(#[from] TorchError),
+    #[error(transparent)]
+    StateDict(#[from] StateDictError),
+}
+
+/// Every architecture that [`build`] knows.
+pub fn known_archs() -> Vec<&'static str> {
+    resnet::NAMES.to_vec()
+}
+
+/// A classifier of images `[B, 3, H, W]` (normalized, f32) into `classes` logits, and its tensors by name.
+///
+/// A model may move to another thread but not be shared by two.
+pub struct Model {
+    arch: String,
+    classes: i64,
+    batch_norm: BatchNormOptions,
+    root: Box<dyn Layer>,
+    /// State_dict order; handles to the very tensors that the layers hold.
+    tensors: Vec<(String, Tensor)>,
+    parameters: Vec<(String, Tensor)>,
+    buffers: Vec<(String, Tensor)>,
+}
+
+static DRAWING: Mutex<()> = Mutex::new(());
+
+/// Builds `arch` with `classes` outputs on `device`.
+///
+/// The initial weights are those of torchvision's constructor after `torch.manual_seed(seed)`, whatever
+/// the device: they are drawn on the CPU. Seeds libtorch's global generator.
+///
+/// # Errors
+/// An unknown architecture, no classes, or a device without room.
+pub fn build(
+    arch: &str,
+    classes: i64,
+    batch_norm: BatchNormOptions,
+    device: Device,
+    seed: i64,
+) -> Result<Model, ModelError> {
+    if classes < 1 {
+        return Err(ModelError::NoClasses(classes));
+    }
+    // libtorch's generator is one for the whole process: two builds at a time would share its numbers.
+    let drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed);
+    let mut root: Box<dyn Layer> = match tch::no_grad(|| resnet::ResNet::new(arch, classes, batch_norm)) {
+        Some(resnet) => Box::new(resnet),
+        None => return Err(unknown(arch)),
+    };
+    drop(drawing);
+    let (mut tensors, mut parameters, mut buffers) = (Vec::new(), Vec::new(), Vec::new());
+    let mut failed = None;
+    root.visit("", &mut |name, tensor, role| {
+        match tensor.f_to_device(device) {
+            Ok(moved) => *tensor = moved.set_requires_grad(role == Role::Parameter),
+            Err(source) => {
+                failed.get_or_insert(TorchError::Tch { operation: "move a tensor to the device", source });
+            }
+        }
+        let of_role = match role {
+            Role::Parameter => &mut parameters,
+            Role::Buffer => &mut buffers,
+        };
+        of_role.push((name.clone(), tensor.shallow_clone()));
+        tensors.push((name, tensor.shallow_clone()));
+    });
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(Model { arch: arch.to_owned(), classes, batch_norm, root, tensors, parameters, buffers }),
+    }
+}
+
+/// A batch of pixels `[n, size, size, 3]` as [`Model::forward`] takes it: `[n, 3, size, size]`, in
+/// channels_last memory.
+///
+/// # Errors
+/// Another number of values, or no memory left.
+pub fn image_batch(pixels: &[f32], n: i64, size: i64) -> Result<Tensor, TorchError> {
+    Ok(torch::from_f32(pixels, &[n, size, size, 3])?.permute([0, 3, 1, 2]))
+}
+
+fn unknown(arch: &str) -> ModelError {
+    let known = known_archs();
+    let distance = |name: &&str| strsim::damerau_levenshtein(name, &arch.to_lowercase());
+    let nearest = known.iter().copied().min_by_key(distance).unwrap_or_default();
+    ModelError::UnknownArch { arch: arch.to_owned(), nearest, known }
+}
+
+impl Model {
+    pub fn arch(&self) -> &str {
+        &self.arch
+    }
+
+    /// Length of the output.
+    pub fn classes(&self) -> i64 {
+        self.classes
+    }
+
+    pub fn batch_norm(&self) -> BatchNormOptions {
+        self.batch_norm
+    }
+
+    pub fn device(&self) -> Device {
+        self.tensors.first().map_or(Device::Cpu, |(_, tensor)| tensor.device())
+    }
+
+    /// What the optimizer trains, by torchvision's names and in its order.
+    pub fn parameters(&self) -> &[(String, Tensor)] {
+        &self.parameters
+    }
+
+    /// Running statistics of BatchNorm and their counters, in state_dict order.
+    pub fn buffers(&self) -> &[(String, Tensor)] {
+        &self.buffers
+    }
+
+    /// Logits `[B, classes]` of `x` `[B, 3, H, W]`. With `train`, BatchNorm uses and updates batch
+    /// statistics unless frozen. Gradients are recorded unless the caller has turned them off.
+    ///
+    /// # Panics
+    /// If `x` is not `[B, 3, H, W]` of the parameters' kind and device.
+    pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        self.root.forward(x, train)
+    }
+
+    /// Counts a step in every BatchNorm's `num_batches_tracked`, unless frozen. Apart from `forward`, so that
+    /// a rank that had no samples in a step counts it too.
+    pub fn count_step(&mut self) {
+        if self.batch_norm.frozen {
+            return;
+        }
+        for (name, buffer) in &mut self.buffers {
+            if name.ends_with("num_batches_tracked") {
+                let _ = buffer.g_add_scalar_(1);
+            }
+        }
+    }
+
+    /// Moves the weights of convolutions to channels_last. The names, shapes and values stay, so do
+    /// optimizer state and checkpoints; gradients set before are dropped, as their strides no longer fit.
+    ///
+    /// # Errors
+    /// No memory left.
+    pub fn to_channels_last(&mut self) -> Result<(), ModelError> {
+        for (_, parameter) in &self.parameters {
+            if parameter.dim() == 4 && !torch::is_channels_last(parameter) {
+                torch::set_data(parameter, &torch::to_channels_last(&parameter.detach())?)?;
+            }
+        }
+        Ok(())
+    }
+}

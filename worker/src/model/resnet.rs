@@ -1,0 +1,172 @@
+//! ResNet (He et al. 2015, "Deep Residual Learning for Image Recognition") as torchvision builds it: the
+//! v1.5 bottleneck, which strides in its 3x3 convolution. Names, the order of the state_dict and the
+//! initial values are torchvision's.
+
+use tch::Tensor;
+
+use super::layers::{BatchNorm2d, BatchNormOptions, Conv2d, Layer, Linear, Visitor, join};
+
+/// The residual function of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// 3x3, 3x3
+    Basic,
+    /// 1x1 down to `width`, 3x3, 1x1 up to four times `width`
+    Bottleneck,
+}
+
+/// Table 1 of the paper: kind of block and blocks in each of the four stages.
+fn table(arch: &str) -> Option<(Kind, [usize; 4])> {
+    Some(match arch {
+        "resnet18" => (Kind::Basic, [2, 2, 2, 2]),
+        "resnet34" => (Kind::Basic, [3, 4, 6, 3]),
+        "resnet50" => (Kind::Bottleneck, [3, 4, 6, 3]),
+        "resnet101" => (Kind::Bottleneck, [3, 4, 23, 3]),
+        "resnet152" => (Kind::Bottleneck, [3, 8, 36, 3]),
+        _ => return None,
+    })
+}
+
+/// The architectures of this family.
+pub(super) const NAMES: [&str; 5] = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"];
+
+/// A convolution and the BatchNorm after it.
+struct ConvBn {
+    conv: Conv2d,
+    bn: BatchNorm2d,
+}
+
+impl ConvBn {
+    fn new(inputs: i64, outputs: i64, kernel: i64, stride: i64, options: BatchNormOptions) -> Self {
+        Self { conv: Conv2d::new(inputs, outputs, kernel, stride), bn: BatchNorm2d::new(outputs, options) }
+    }
+
+    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        self.bn.forward(&self.conv.forward(x, train), train)
+    }
+
+    fn visit(&mut self, conv: &str, bn: &str, visitor: &mut Visitor<'_>) {
+        self.conv.visit(conv, visitor);
+        self.bn.visit(bn, visitor);
+    }
+}
+
+/// y = relu(F(x) + shortcut(x)): F is two or three convolutions, the shortcut the identity, or a strided
+/// 1x1 convolution where the shape changes.
+struct Block {
+    residual: Vec<ConvBn>,
+    downsample: Option<ConvBn>,
+}
+
+impl Block {
+    fn new(kind: Kind, inputs: i64, width: i64, stride: i64, options: BatchNormOptions) -> Self {
+        let outputs = kind.outputs(width);
+        let conv_bn = |inputs, outputs, kernel, stride| ConvBn::new(inputs, outputs, kernel, stride, options);
+        // The shortcut is drawn first, as torchvision does, so that equal seeds give equal weights.
+        let downsample = (stride != 1 || inputs != outputs).then(|| conv_bn(inputs, outputs, 1, stride));
+        let residual = match kind {
+            Kind::Basic => vec![conv_bn(inputs, width, 3, stride), conv_bn(width, outputs, 3, 1)],
+            Kind::Bottleneck => vec![
+                conv_bn(inputs, width, 1, 1),
+                conv_bn(width, width, 3, stride),
+                conv_bn(width, outputs, 1, 1),
+            ],
+        };
+        Self { residual, downsample }
+    }
+}
+
+impl Kind {
+    /// Channels that leave a block of `width`.
+    fn outputs(self, width: i64) -> i64 {
+        match self {
+            Self::Basic => width,
+            Self::Bottleneck => 4 * width,
+        }
+    }
+}
+
+impl Layer for Block {
+    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        let mut y = x.shallow_clone();
+        for (i, layer) in self.residual.iter().enumerate() {
+            y = layer.forward(&y, train);
+            if i + 1 < self.residual.len() {
+                y = y.relu_();
+            }
+        }
+        let shortcut = self.downsample.as_ref().map_or_else(|| x.shallow_clone(), |d| d.forward(x, train));
+        y.g_add_(&shortcut).relu_()
+    }
+
+    fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {
+        for (i, layer) in (1..).zip(&mut self.residual) {
+            layer.visit(&join(path, format!("conv{i}")), &join(path, format!("bn{i}")), visitor);
+        }
+        if let Some(layer) = &mut self.downsample {
+            layer.visit(&join(path, "downsample.0"), &join(path, "downsample.1"), visitor);
+        }
+    }
+}
+
+/// Images `[B, 3, H, W]` to logits `[B, classes]`.
+pub(super) struct ResNet {
+    stem: ConvBn,
+    stages: Vec<Vec<Block>>,
+    fc: Linear,
+}
+
+impl ResNet {
+    /// None if `arch` is not one of [`NAMES`]. Draws from libtorch's global generator.
+    pub(super) fn new(arch: &str, classes: i64, options: BatchNormOptions) -> Option<Self> {
+        let (kind, depths) = table(arch)?;
+        let stem = ConvBn::new(3, 64, 7, 2, options);
+        let mut inputs = 64;
+        let mut stages = Vec::with_capacity(4);
+        for (stage, depth) in (0..).zip(depths) {
+            let width = 64 << stage;
+            let mut blocks = Vec::with_capacity(depth);
+            for block in 0..depth {
+                let stride = if block == 0 && stage > 0 { 2 } else { 1 };
+                blocks.push(Block::new(kind, inputs, width, stride, options));
+                inputs = kind.outputs(width);
+            }
+            stages.push(blocks);
+        }
+        let mut resnet = Self { stem, stages, fc: Linear::new(inputs, classes) };
+        resnet.initialize();
+        Some(resnet)
+    }
+
+    /// Convolutions (the parameters with four dimensions) from N(0, 2 / fan_out), as He et al. 2015,
+    /// "Delving Deep into Rectifiers", which keeps the variance of gradients through ReLUs.
+    fn initialize(&mut self) {
+        self.visit("", &mut |_, tensor, _| {
+            if let &[outputs, _, height, width] = tensor.size().as_slice() {
+                let std = 2.0_f64.sqrt() / ((outputs * height * width) as f64).sqrt();
+                let _ = tensor.normal_(0.0, std);
+            }
+        });
+    }
+}
+
+impl Layer for ResNet {
+    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        let mut y = self.stem.forward(x, train).relu_();
+        y = y.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
+        for block in self.stages.iter().flatten() {
+            y = block.forward(&y, train);
+        }
+        self.fc.forward(&y.adaptive_avg_pool2d([1, 1]).flatten(1, -1), train)
+    }
+
+    fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {
+        self.stem.visit(&join(path, "conv1"), &join(path, "bn1"), visitor);
+        for (s, stage) in (1..).zip(&mut self.stages) {
+            for (b, block) in stage.iter_mut().enumerate() {
+                block.visit(&join(path, format!("layer{s}.{b}")), visitor);
+            }
+        }
+        self.fc.visit(&join(path, "fc"), visitor);
+    }
+}

@@ -1,0 +1,122 @@
+//! A worker's life: meet the coordinator, open the data, follow orders, say how it ended.
+
+use std::net::{IpAddr, Ipv4Addr, TcpListener, ToSocketAddrs, UdpSocket};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use relabel_config::Config;
+use relabel_core::{FromWorker, Hello, Outcome, Rank, ToWorker};
+use worker::session::Session;
+use worker::train::trainer::{Setup, TrainError, Trainer};
+
+use crate::cli::TrainArgs;
+
+/// How long a worker that has failed waits for the coordinator to take note of why.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Runs as a rank until the run is over.
+pub fn run(args: TrainArgs) -> Result<ExitCode> {
+    if let Some(gpu) = args.gpu {
+        bail!("--gpu {gpu}: this build trains on the CPU only so far; leave --gpu out or use --cpu");
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = args.threads.unwrap_or(cores).max(1);
+    worker::torch::set_num_threads(threads);
+
+    let (listener, ring_address) = ring_listener(&args)?;
+    let host = hostname::get().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned());
+    let pid = std::process::id();
+    let hello = Hello { rank: args.rank.map(Rank), host, pid, device: "cpu".into(), ring_address };
+    let patience = Duration::from_secs(args.connect_timeout);
+    let (session, welcome) = Session::open(&args.coordinator, hello, patience)?;
+    let config: Config =
+        serde_json::from_str(&welcome.config).context("the coordinator's configuration cannot be read")?;
+    let span = tracing::info_span!("worker", run_id = %welcome.run_id, rank = welcome.rank.0);
+    let _in_span = span.enter();
+    tracing::info!("seated as rank {} of {}", welcome.rank, welcome.world);
+
+    let run_dir = args.run_dir.clone().unwrap_or_else(|| PathBuf::from(&welcome.run_dir));
+    let setup = Setup {
+        loader_threads: threads.min(config.compute.num_workers as usize).max(1),
+        cache_dir: cache_dir(&args),
+        rank: welcome.rank,
+        config,
+        listener,
+        run_dir,
+    };
+    match Trainer::new(&session, setup).and_then(|mut trainer| trainer.run()) {
+        Ok(Outcome::Done) => Ok(ExitCode::SUCCESS),
+        Ok(Outcome::Interrupted { reason, .. }) => {
+            tracing::info!("the run was stopped: {reason}");
+            Ok(ExitCode::SUCCESS)
+        }
+        Ok(Outcome::Failed { reason }) => bail!("the run has failed: {reason}"),
+        Err(error) => {
+            if !matches!(error, TrainError::Session(_)) {
+                last_words(&session, &error);
+            }
+            Err(error.into())
+        }
+    }
+}
+
+/// Tells the coordinator why this worker cannot go on, and waits until it has taken note.
+fn last_words(session: &Session, error: &TrainError) {
+    session.reports().send(FromWorker::Fault { reason: error.to_string() });
+    let until = Instant::now() + LAST_WORDS;
+    while let Some(left) = until.checked_duration_since(Instant::now()) {
+        match session.next_order_within(left) {
+            Ok(Some(ToWorker::Finish { .. })) | Ok(None) | Err(_) => return,
+            Ok(Some(_)) => {}
+        }
+    }
+}
+
+/// Opens this rank's end of the ring, and says how its peers reach it: by `--advertise`, else by the
+/// address that this host uses towards the coordinator.
+fn ring_listener(args: &TrainArgs) -> Result<(TcpListener, String)> {
+    let local = local_address(&args.coordinator);
+    let loopback = local.is_some_and(|ip| ip.is_loopback()) && args.advertise.is_none();
+    let bind = match (loopback, local) {
+        // Nobody else can be meant to reach it.
+        (true, Some(ip)) => ip,
+        _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    };
+    let listener =
+        TcpListener::bind((bind, 0)).context("cannot open a port for the ring between the workers")?;
+    let port = listener.local_addr().context("cannot tell the port of the ring")?.port();
+    let address = match (&args.advertise, local) {
+        (Some(host), _) => format!("{host}:{port}"),
+        (None, Some(ip)) => std::net::SocketAddr::new(ip, port).to_string(),
+        (None, None) => bail!(
+            "cannot tell by which address the other workers reach this host: name it with --advertise HOST, and check \
+             --coordinator {}",
+            args.coordinator
+        ),
+    };
+    Ok((listener, address))
+}
+
+/// The address of this host on the way to the coordinator. Nothing is sent to find out.
+fn local_address(coordinator: &str) -> Option<IpAddr> {
+    let authority = coordinator.split("://").last()?.split('/').next()?;
+    let target = match authority.rsplit_once(':') {
+        Some((_, port)) if port.parse::<u16>().is_ok() => authority.to_string(),
+        _ => format!("{authority}:{}", relabel_proto::DEFAULT_PORT),
+    };
+    let target = target.to_socket_addrs().ok()?.next()?;
+    let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(target).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+fn cache_dir(args: &TrainArgs) -> Option<PathBuf> {
+    let from_env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let default = || {
+        Some(from_env("XDG_CACHE_HOME").or_else(|| Some(from_env("HOME")?.join(".cache")))?.join("relabel"))
+    };
+    args.cache_dir.clone().or_else(default)
+}

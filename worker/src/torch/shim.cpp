@@ -1,0 +1,124 @@
+// What tch does not expose of libtorch. Every function returns null when it succeeded and otherwise a
+// message from malloc, which the caller gives to relabel_torch_free: no exception crosses into Rust.
+//
+// Only the narrow ATen headers are included: torch/torch.h takes half a minute to compile.
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_fused_sgd.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/MemoryFormat.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <sstream>
+#include <stdexcept>
+#include <vector>
+
+namespace {
+
+char* message(const char* text) {
+  char* copy = strdup(text);
+  return copy ? copy : strdup("out of memory");
+}
+
+template <class Body>
+char* guarded(Body&& body) noexcept {
+  try {
+    body();
+    return nullptr;
+  } catch (const c10::Error& e) {
+    // Without libtorch's own stack trace, which fills a screen.
+    return message(e.what_without_backtrace());
+  } catch (const std::exception& e) {
+    return message(e.what());
+  } catch (...) {
+    return message("an exception that is not a std::exception");
+  }
+}
+
+std::vector<at::Tensor> list(at::Tensor* const* tensors, size_t count) {
+  std::vector<at::Tensor> out;
+  out.reserve(count);
+  for (size_t i = 0; i < count; ++i) out.push_back(*tensors[i]);
+  return out;
+}
+
+// Whether equal indices are equal offsets. The stride of a side of length 1 is never used, and libtorch
+// itself is free with it: a 1x1 kernel is contiguous in both memory formats.
+bool same_strides(const at::Tensor& a, const at::Tensor& b) {
+  for (int64_t i = 0; i < a.dim(); ++i) {
+    if (a.size(i) != 1 && a.stride(i) != b.stride(i)) return false;
+  }
+  return true;
+}
+
+void require_same_layout(const at::Tensor& a, const at::Tensor& b, const char* what) {
+  if (a.sizes() != b.sizes() || !same_strides(a, b) || a.scalar_type() != b.scalar_type() ||
+      a.device() != b.device()) {
+    std::ostringstream text;
+    text << what << " of shape " << b.sizes() << ", strides " << b.strides() << ", " << b.scalar_type() << " on "
+         << b.device() << " does not fit a parameter of shape " << a.sizes() << ", strides " << a.strides() << ", "
+         << a.scalar_type() << " on " << a.device();
+    throw std::invalid_argument(text.str());
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+void relabel_torch_free(char* text) { free(text); }
+
+char* relabel_torch_to_channels_last(const at::Tensor* in, at::Tensor** out) {
+  return guarded([&] { *out = new at::Tensor(in->contiguous(at::MemoryFormat::ChannelsLast)); });
+}
+
+char* relabel_torch_is_channels_last(const at::Tensor* tensor, int* out) {
+  return guarded([&] { *out = tensor->is_contiguous(at::MemoryFormat::ChannelsLast) ? 1 : 0; });
+}
+
+char* relabel_torch_set_grad(at::Tensor* parameter, const at::Tensor* grad) {
+  return guarded([&] {
+    require_same_layout(*parameter, *grad, "a gradient");
+    if (grad->requires_grad()) throw std::invalid_argument("a gradient buffer may not require gradients itself");
+    parameter->mutable_grad() = *grad;
+  });
+}
+
+char* relabel_torch_set_data(at::Tensor* parameter, const at::Tensor* data) {
+  return guarded([&] {
+    if (parameter->sizes() != data->sizes() || parameter->scalar_type() != data->scalar_type() ||
+        parameter->device() != data->device()) {
+      throw std::invalid_argument("the new memory is of another shape, kind or device");
+    }
+    c10::AutoGradMode no_grad(false);
+    parameter->mutable_grad().reset();
+    parameter->set_data(*data);
+  });
+}
+
+// One pass over parameter, gradient and momentum: p, m <- torch.optim.SGD(p, g, m) with dampening 0.
+char* relabel_torch_sgd_step(at::Tensor* const* parameters, at::Tensor* const* momentum_buffers, size_t count,
+                             double lr, double momentum, double weight_decay, int nesterov) {
+  return guarded([&] {
+    c10::AutoGradMode no_grad(false);
+    std::vector<at::Tensor> p = list(parameters, count), g, m = list(momentum_buffers, count);
+    g.reserve(count);
+    for (size_t i = 0; i < count; ++i) {
+      at::Tensor grad = p[i].grad();
+      if (!grad.defined()) throw std::invalid_argument("parameter " + std::to_string(i) + " has no gradient");
+      // The fused kernel walks raw memory, so equal shapes are not enough.
+      require_same_layout(p[i], grad, "a gradient");
+      require_same_layout(p[i], m[i], "a momentum buffer");
+      g.push_back(std::move(grad));
+    }
+    if (momentum == 0.0) m.clear();
+    at::_fused_sgd_(p, g, m, weight_decay, momentum, lr, /*dampening=*/0.0, nesterov != 0,
+                    /*maximize=*/false, /*is_first_step=*/false);
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,99 @@
+//! Opens what a run trains on and is validated on, as its configuration says, and checks it before the
+//! first step.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use relabel_config::Config;
+use relabel_core::Dataset;
+
+use crate::data::DataError;
+use crate::data::index::Split;
+use crate::labels::{LabelMaps, SingleLabel, Targets};
+
+/// Label maps that are read at the start, so that a wrong folder or shape fails at once.
+const CHECKED_MAPS: usize = 16;
+
+/// The data of a run.
+pub struct Inputs {
+    pub train: Arc<Split>,
+    pub val: Arc<Split>,
+    /// What training crops are taught.
+    pub targets: Arc<dyn Targets>,
+    /// Length of the model's output.
+    pub classes: u32,
+}
+
+/// Why the data cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum InputError {
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error("{}: validation folder {val} stands where the training folders have {train}: both must hold the same classes", path.display())]
+    ClassesDiffer { path: PathBuf, train: String, val: String },
+    #[error("{}: {val} class folders for validation, but {train} for training: both must hold the same classes", path.display())]
+    ClassCount { path: PathBuf, train: usize, val: usize },
+    #[error("model.num_classes is {wanted}, but {} holds {found} class folders: leave it out, or raise it", path.display())]
+    TooFewOutputs { path: PathBuf, wanted: u32, found: usize },
+}
+
+impl Inputs {
+    /// Indexes `data_path` (from `cache` where it has not changed) and opens the label maps.
+    ///
+    /// # Errors
+    /// Whatever would make the run fail later: a missing folder, an empty class, other classes for
+    /// validation than for training, a label map that is missing or of a wrong shape.
+    pub fn open(config: &Config, cache: Option<&Path>) -> Result<Self, InputError> {
+        let root = Path::new(&config.data.data_path);
+        let train = Arc::new(Split::open(&root.join("train"), cache)?);
+        let val = Arc::new(Split::open(&root.join("val"), cache)?);
+        same_classes(root, &train, &val)?;
+
+        let found = train.classes().len();
+        let classes = config.model.num_classes.unwrap_or(found as u32);
+        if (classes as usize) < found {
+            let path = root.join("train");
+            return Err(InputError::TooFewOutputs { path, wanted: classes, found });
+        }
+        let targets = targets(config, &train, classes)?;
+        Ok(Self { train, val, targets, classes })
+    }
+
+    /// What the coordinator compares between workers.
+    pub fn dataset(&self) -> Dataset {
+        let hex = |split: &Split| blake3::Hash::from_bytes(split.fingerprint()).to_hex().to_string();
+        Dataset {
+            train_samples: self.train.len() as u64,
+            train_fingerprint: hex(&self.train),
+            val_samples: self.val.len() as u64,
+            val_fingerprint: hex(&self.val),
+            classes: self.train.classes().len() as u32,
+        }
+    }
+}
+
+fn same_classes(root: &Path, train: &Split, val: &Split) -> Result<(), InputError> {
+    let path = root.join("val");
+    let (t, v) = (train.classes(), val.classes());
+    if let Some((train, val)) = t.iter().zip(v.iter()).find(|(t, v)| t != v) {
+        return Err(InputError::ClassesDiffer { path, train: train.to_string(), val: val.to_string() });
+    }
+    if t.len() != v.len() {
+        return Err(InputError::ClassCount { path, train: t.len(), val: v.len() });
+    }
+    Ok(())
+}
+
+fn targets(config: &Config, train: &Arc<Split>, classes: u32) -> Result<Arc<dyn Targets>, DataError> {
+    let split = Arc::clone(train);
+    if !config.data.relabel.enabled {
+        return Ok(Arc::new(SingleLabel::new(classes, Arc::new(move |sample| split.class(sample)))));
+    }
+    let keys = Arc::new(move |sample| split.key(sample));
+    let relabel = &config.data.relabel;
+    let maps = LabelMaps::new(PathBuf::from(&relabel.path), classes, relabel.axes, keys)?;
+    // Spread over the whole set: the first folder alone could be the one that is there.
+    let every = (train.len() / CHECKED_MAPS).max(1);
+    maps.check((0..train.len() as u32).step_by(every))?;
+    Ok(Arc::new(maps))
+}

@@ -1,0 +1,138 @@
+//! One optimizer step: forward, loss, backward, all-reduce, update.
+//!
+//! The gradient is that of the mean loss over the global batch, whatever the number of ranks and however
+//! unequal their slices. Each rank divides the sum of its losses by the planned size of the global batch;
+//! the sum over ranks is then the mean, unless samples were left out as unreadable, in which case the
+//! count that came with the sum puts it right. BatchNorm's running statistics and the sums that a report
+//! needs travel in the same buffer, so that every rank holds the same state after every step.
+
+use relabel_config::Config;
+use relabel_core::Position;
+use tch::Device;
+
+use super::loss::soft_cross_entropy;
+use crate::collective::{Collective, CollectiveError, buckets};
+use crate::data::loader::Batch;
+use crate::model::{FlatGradients, Model, ModelError};
+use crate::optim::{Sgd, schedule};
+use crate::torch::{self, TorchError};
+
+/// The sums that travel with the gradients.
+const LOSS: usize = 0;
+const SAMPLES: usize = 1;
+const SKIPPED: usize = 2;
+const SCALARS: usize = 3;
+
+/// Why a step could not be done. The state is that before the step.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    #[error(transparent)]
+    Torch(#[from] TorchError),
+    #[error(
+        "the loss is {loss} at {position}: lower optim.lr.init or lengthen optim.warmup.epochs, then carry on from the \
+         newest checkpoint with --resume (samples of this rank's slice: {samples:?})"
+    )]
+    NotFinite { loss: f64, position: Position, samples: Vec<u32> },
+}
+
+/// What a step found; the same numbers on every rank.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Stepped {
+    /// Sum of the losses over the global batch.
+    pub loss_sum: f64,
+    /// Samples that counted.
+    pub samples: u64,
+    /// Samples left out as unreadable.
+    pub skipped: u64,
+    pub learning_rate: f64,
+}
+
+/// Model and optimizer of one rank.
+pub struct Learner {
+    pub model: Model,
+    pub sgd: Sgd,
+    gradients: FlatGradients,
+    config: Config,
+    steps_per_epoch: u64,
+}
+
+impl Learner {
+    /// Initial weights are a function of the run's seed.
+    pub fn new(
+        config: &Config,
+        classes: u32,
+        steps_per_epoch: u64,
+        device: Device,
+    ) -> Result<Self, ModelError> {
+        let bn = (&config.optim.bn).into();
+        let seed = config.compute.seed;
+        let mut model = crate::model::build(&config.model.arch, i64::from(classes), bn, device, seed)?;
+        model.to_channels_last()?;
+        let sgd = Sgd::new(&model, (&config.optim).into());
+        let gradients = FlatGradients::new(&model, SCALARS)?;
+        Ok(Self { model, sgd, gradients, config: config.clone(), steps_per_epoch })
+    }
+
+    /// Does the step at `position` with this rank's slice of the global batch, of which `planned` samples
+    /// were dealt to all ranks together.
+    pub fn step(
+        &mut self,
+        batch: &Batch,
+        planned: u64,
+        position: Position,
+        ring: &mut dyn Collective,
+    ) -> Result<Stepped, StepError> {
+        let own = batch.sample_ids.len();
+        self.gradients.zero();
+        let loss_sum = match own {
+            0 => 0.0,
+            _ => self.backward(batch, planned)?,
+        };
+        self.gradients.store_buffers(own as f64 / planned as f64);
+        let scalars = self.gradients.scalars_mut()?;
+        scalars[LOSS] = loss_sum as f32;
+        scalars[SAMPLES] = own as f32;
+        scalars[SKIPPED] = batch.skipped.len() as f32;
+
+        buckets::all_reduce(ring, self.gradients.as_mut_slice()?, buckets::BUCKET_BYTES)?;
+
+        let scalars = self.gradients.scalars()?;
+        let stepped = Stepped {
+            loss_sum: f64::from(scalars[LOSS]),
+            samples: scalars[SAMPLES] as u64,
+            skipped: scalars[SKIPPED] as u64,
+            learning_rate: schedule::lr(
+                &self.config.optim,
+                position.epoch,
+                position.step,
+                self.steps_per_epoch,
+            ),
+        };
+        if !stepped.loss_sum.is_finite() {
+            let (loss, samples) = (stepped.loss_sum, batch.sample_ids.clone());
+            return Err(StepError::NotFinite { loss, position, samples });
+        }
+        // A batch of which nothing could be read moves nothing.
+        if stepped.samples > 0 {
+            if stepped.samples != planned {
+                self.gradients.scale(planned as f64 / stepped.samples as f64);
+            }
+            self.sgd.step(stepped.learning_rate)?;
+            self.gradients.load_buffers();
+            self.model.count_step();
+        }
+        Ok(stepped)
+    }
+
+    /// Adds the gradient of the slice's share of the mean loss; returns the sum of the slice's losses.
+    fn backward(&self, batch: &Batch, planned: u64) -> Result<f64, TorchError> {
+        let (n, size) = (batch.sample_ids.len() as i64, i64::from(self.config.data.image_size));
+        let images = crate::model::image_batch(&batch.images, n, size)?;
+        let targets = torch::from_f32(&batch.targets, &[n, self.model.classes()])?;
+        let loss = soft_cross_entropy(&self.model.forward(&images, true), &targets);
+        (&loss / planned as f64).backward();
+        Ok(loss.double_value(&[]))
+    }
+}

@@ -1,0 +1,22 @@
+//! Training: one sample's way from the plan to the loss, and one step's way to every rank.
+//!
+//! ```text
+//!   order of the epoch ─▶ shard of this rank ─▶ image and target ─▶ forward, loss, backward
+//!      data/order.rs      core shards.rs         data/, labels/         learner.rs
+//!                                                                          │ flat gradients
+//!   optimizer step ◀── divide by what really counted ◀── all-reduce ◀──────┘
+//!     optim/             learner.rs                      collective/
+//! ```
+//!
+//! - [`inputs`] opens the data set that the configuration names.
+//! - [`learner`] holds model and optimizer and does one step.
+//! - [`trainer`] follows the coordinator's orders: forms a ring, trains an epoch, validates, saves.
+//! - `transfer` gives every rank the state of the source.
+//! - `saver` writes checkpoints on a thread of its own.
+
+pub mod inputs;
+pub mod learner;
+pub mod loss;
+mod saver;
+pub mod trainer;
+mod transfer;

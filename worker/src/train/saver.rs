@@ -1,0 +1,129 @@
+//! Writes checkpoints on a thread of its own, so that training waits only for the copy in memory.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use relabel_core::{DutyId, FromWorker, Position, Written};
+
+use crate::checkpoint::{self, CheckpointError, State};
+use crate::session::Reports;
+
+/// A copied state and what is to become of it.
+pub(super) struct Save {
+    pub duty: DutyId,
+    pub state: State,
+    pub position: Position,
+    /// Keep it under the name of the best as well.
+    pub best: bool,
+}
+
+enum Job {
+    Save(Box<Save>),
+    Remove(Vec<String>),
+}
+
+/// The writing thread. Dropping it waits for what it has been given.
+pub(super) struct Saver {
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Saver {
+    /// Starts the thread that writes into `folder`.
+    pub(super) fn start(folder: PathBuf, reports: Reports) -> std::io::Result<Self> {
+        let (jobs, queue) = mpsc::channel();
+        let thread = std::thread::Builder::new().name("saver".into()).spawn(move || {
+            for job in queue {
+                match job {
+                    Job::Save(save) => reports.send(write(&folder, &save)),
+                    Job::Remove(files) => remove(&folder, &files),
+                }
+            }
+        })?;
+        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    pub(super) fn save(&self, save: Save) {
+        self.give(Job::Save(Box::new(save)));
+    }
+
+    pub(super) fn remove(&self, files: Vec<String>) {
+        self.give(Job::Remove(files));
+    }
+
+    fn give(&self, job: Job) {
+        let given = self.jobs.as_ref().map(|jobs| jobs.send(job));
+        if !matches!(given, Some(Ok(()))) {
+            tracing::error!("the thread that writes checkpoints has died; checkpoints are no longer written");
+        }
+    }
+}
+
+impl Drop for Saver {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been printed already.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn write(folder: &Path, save: &Save) -> FromWorker {
+    let Save { duty, state, position, best } = save;
+    let name = format!("{}-e{:04}-s{:06}", state.arch, position.epoch, position.step);
+    let began = std::time::Instant::now();
+    let written = checkpoint::write(state, folder, &name).and_then(|written| match best {
+        true => checkpoint::keep_as(&written, folder, &format!("{}-best", state.arch)).map(|()| written),
+        false => Ok(written),
+    });
+    match written {
+        Ok(written) => {
+            tracing::debug!("wrote {} in {:.2?}", written.file.display(), began.elapsed());
+            let file = format!("{name}.safetensors");
+            let (bytes, blake3) = (written.bytes, written.blake3);
+            FromWorker::CheckpointWritten {
+                duty: *duty,
+                written: Written { file, bytes, blake3, position: *position },
+            }
+        }
+        Err(error) => FromWorker::CheckpointFailed { duty: *duty, reason: error.to_string() },
+    }
+}
+
+/// Removes old files. One that cannot be removed costs room, not correctness.
+fn remove(folder: &Path, files: &[String]) {
+    for file in files {
+        let path = folder.join(file);
+        for path in [path.with_extension("b3"), path] {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::warn!("cannot remove the old checkpoint {}: {error}", path.display());
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Removes what a killed writer left half written. Only for the one rank that writes, before it does.
+pub(super) fn remove_leftovers(folder: &Path) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with('.') && name.ends_with(".tmp") {
+            match std::fs::remove_file(&path) {
+                Ok(()) => tracing::info!("removed {}, which a killed writer left behind", path.display()),
+                Err(error) => tracing::warn!("cannot remove the half-written {}: {error}", path.display()),
+            }
+        }
+    }
+}
+
+/// Loads the checkpoint `file` of `folder` after verifying that it is the one that was written.
+pub(super) fn restore(folder: &Path, file: &str, blake3: &str) -> Result<State, CheckpointError> {
+    let path = folder.join(file);
+    checkpoint::verify(&path, Some(blake3))?;
+    checkpoint::load(&path)
+}

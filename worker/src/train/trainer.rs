@@ -1,0 +1,328 @@
+//! Follows the coordinator's orders, one after the other, on the main thread.
+//!
+//! Between two orders the trainer holds a state and a position, perhaps a ring. Within an epoch it looks
+//! for orders at each step boundary; one that ends the generation also aborts the collective from the
+//! session's thread, so that nothing waits for a peer that is gone. What is done within an epoch stands
+//! in `trainer/epoch.rs`.
+
+mod epoch;
+
+use std::collections::VecDeque;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use relabel_config::Config;
+use relabel_core::{
+    DutyId, Formation, FromWorker, Generation, Outcome, Position, Rank, StepReport, ToWorker, Token, shards,
+};
+
+use super::inputs::{InputError, Inputs};
+use super::learner::{Learner, StepError};
+use super::saver::{self, Save, Saver};
+use super::transfer::{self, Tally};
+use crate::checkpoint::{CheckpointError, Progress, State};
+use crate::collective::tcp::{Membership, Ring, Timeouts};
+use crate::collective::{AbortHandle, Collective, Solo};
+use crate::data::DataError;
+use crate::model::ModelError;
+use crate::samples::SampleLog;
+use crate::session::{Session, SessionError};
+use crate::torch::TorchError;
+
+/// How long a new ring may take to stand.
+const RING_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Why a worker ends before its run does.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error(transparent)]
+    Input(#[from] InputError),
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Step(StepError),
+    #[error(transparent)]
+    Torch(#[from] TorchError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error("cannot start the thread that writes checkpoints: {0}")]
+    Saver(#[source] std::io::Error),
+    #[error("cannot record the samples in {}: {source}", path.display())]
+    SampleLog { path: PathBuf, source: std::io::Error },
+    #[error("ordered to {order} in generation {generation}, but there is no ring of it")]
+    NoRing { order: &'static str, generation: Generation },
+}
+
+/// What a trainer is made of.
+pub struct Setup {
+    pub config: Config,
+    pub rank: Rank,
+    /// Folder for the index of the data set, if there is one.
+    pub cache_dir: Option<PathBuf>,
+    /// This rank's end of the ring, whose address the coordinator has been told.
+    pub listener: TcpListener,
+    /// Folder for checkpoints and sample records.
+    pub run_dir: PathBuf,
+    pub loader_threads: usize,
+}
+
+/// A rank's side of the run.
+pub struct Trainer<'a> {
+    session: &'a Session,
+    setup: Setup,
+    inputs: Inputs,
+    learner: Learner,
+    saver: Saver,
+    sample_log: Option<SampleLog>,
+    generation: Generation,
+    formation: Option<Member>,
+    /// The next step of the state that the learner holds; none before the first generation, or when the
+    /// state is half overwritten.
+    held: Option<Position>,
+    tally: Tally,
+    /// The newest steps, for whoever asks when this rank leaves the ring, and how many of them have not
+    /// been reported.
+    recent: VecDeque<StepReport>,
+    unreported: usize,
+    duties: VecDeque<Duty>,
+}
+
+/// This rank's part in a standing ring.
+struct Member {
+    ring: Box<dyn Collective>,
+    shard: std::ops::Range<u32>,
+    reporter: bool,
+}
+
+struct Duty {
+    id: DutyId,
+    at: Position,
+    best: bool,
+    top1: Option<f64>,
+}
+
+/// Whether to go on with what was being done.
+enum Next {
+    Continue,
+    /// The generation is over; what is held has been reported.
+    Left,
+    Finished(Outcome),
+}
+
+impl<'a> Trainer<'a> {
+    /// Opens the data and builds the model, and tells the coordinator that this rank has its data. The ring
+    /// comes with the first formation.
+    ///
+    /// # Errors
+    /// Data, labels or options that cannot be trained with.
+    pub fn new(session: &'a Session, setup: Setup) -> Result<Self, TrainError> {
+        let config = &setup.config;
+        let began = Instant::now();
+        let inputs = Inputs::open(config, setup.cache_dir.as_deref())?;
+        let dataset = inputs.dataset();
+        tracing::info!(
+            "{} training and {} validation images in {} classes, indexed in {:.2?}",
+            dataset.train_samples,
+            dataset.val_samples,
+            dataset.classes,
+            began.elapsed()
+        );
+        let steps = shards::steps_per_epoch(dataset.train_samples, config.optim.batch_size);
+        let learner = Learner::new(config, inputs.classes, steps, tch::Device::Cpu)?;
+        let checkpoints = setup.run_dir.join("checkpoints");
+        if setup.rank == Rank(0) {
+            saver::remove_leftovers(&checkpoints);
+        }
+        let saver = Saver::start(checkpoints, session.reports().clone()).map_err(TrainError::Saver)?;
+        let samples = setup.run_dir.join("samples");
+        let sample_log = match config.util.record_samples {
+            true => Some(SampleLog::create(&samples, setup.rank.0))
+                .transpose()
+                .map_err(|source| TrainError::SampleLog { path: samples, source })?,
+            false => None,
+        };
+        session.reports().send(FromWorker::Indexed(dataset));
+        Ok(Self {
+            session,
+            learner,
+            saver,
+            sample_log,
+            inputs,
+            generation: Generation::default(),
+            formation: None,
+            held: None,
+            tally: Tally::default(),
+            recent: VecDeque::new(),
+            unreported: 0,
+            duties: VecDeque::new(),
+            setup,
+        })
+    }
+
+    /// Follows orders until the run is over, and says how it ended.
+    ///
+    /// # Errors
+    /// What makes it impossible for the run to go on is reported to the coordinator by the caller.
+    pub fn run(&mut self) -> Result<Outcome, TrainError> {
+        loop {
+            let next = match self.session.next_order()? {
+                ToWorker::Form(formation) => self.form(formation)?,
+                ToWorker::Train { generation, epoch, first_step } => {
+                    self.train(generation, Position { epoch, step: first_step })?
+                }
+                ToWorker::Validate { generation, epoch, range } => self.validate(generation, epoch, range)?,
+                order => self.heed(order)?,
+            };
+            if let Next::Finished(outcome) = next {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    /// Does what can be done at any step boundary.
+    fn heed(&mut self, order: ToWorker) -> Result<Next, TrainError> {
+        match order {
+            ToWorker::Checkpoint { duty, at, best, top1 } => {
+                self.duties.push_back(Duty { id: duty, at, best, top1 });
+                self.do_duties()?;
+            }
+            ToWorker::Remove { files } => self.saver.remove(files),
+            ToWorker::Dissolve { generation, reason } if generation == self.generation => {
+                self.leave(&reason);
+                return Ok(Next::Left);
+            }
+            ToWorker::Dissolve { .. } => {}
+            ToWorker::Finish { outcome } => return Ok(Next::Finished(outcome)),
+            ToWorker::Form(_) | ToWorker::Train { .. } | ToWorker::Validate { .. } => {
+                tracing::error!("an order came while another was being carried out: {order:?}");
+            }
+        }
+        Ok(Next::Continue)
+    }
+
+    /// Builds the ring of a generation and takes the source's state.
+    fn form(&mut self, formation: Formation) -> Result<Next, TrainError> {
+        let Formation { generation, rank, peers, token, shard, source, restore, position } = formation;
+        self.formation = None;
+        self.generation = generation;
+        // After a fall back to a checkpoint, steps beyond it will be done again.
+        self.recent.retain(|step| step.position < position);
+        self.unreported = self.unreported.min(self.recent.len());
+        let abort = AbortHandle::new();
+        self.session.fence().guard(generation, abort.clone());
+
+        if let Some(restore) = restore {
+            let folder = self.setup.run_dir.join("checkpoints");
+            self.held = None;
+            if let Err(error) = self.restore(&folder, &restore.file, &restore.blake3, position) {
+                let (file, reason) = (restore.file, error.to_string());
+                self.session.reports().send(FromWorker::RestoreFailed { generation, file, reason });
+                return Ok(Next::Left);
+            }
+        }
+        let joined = self.join(rank, &peers, generation, token, abort).and_then(|mut ring| {
+            if rank != source {
+                self.held = None;
+            }
+            let shared = transfer::share(&mut self.learner, self.tally, source.0, &mut *ring);
+            self.tally = shared.map_err(|error| error.to_string())?;
+            Ok(ring)
+        });
+        match joined {
+            Ok(ring) => {
+                self.formation = Some(Member { ring, shard, reporter: rank.0 == 0 });
+                self.held = Some(position);
+                self.session.reports().send(FromWorker::Ready { generation, held: position });
+                Ok(Next::Continue)
+            }
+            Err(reason) => {
+                self.leave(&reason);
+                Ok(Next::Left)
+            }
+        }
+    }
+
+    /// Takes this rank's place in the ring, or says why it cannot.
+    fn join(
+        &self,
+        rank: Rank,
+        peers: &[String],
+        generation: Generation,
+        token: Token,
+        abort: AbortHandle,
+    ) -> Result<Box<dyn Collective>, String> {
+        if peers.len() == 1 {
+            return Ok(Box::new(Solo::new(abort)));
+        }
+        let peers = peers.iter().map(|peer| resolved(peer)).collect::<Result<_, _>>()?;
+        let membership = Membership { rank: rank.0, peers, generation: generation.0, token: token.0 };
+        let timeouts = Timeouts { form: RING_DEADLINE, ..Timeouts::default() };
+        match Ring::connect(&self.setup.listener, &membership, timeouts, abort) {
+            Ok(ring) => Ok(Box::new(ring)),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn restore(
+        &mut self,
+        folder: &Path,
+        file: &str,
+        blake3: &str,
+        position: Position,
+    ) -> Result<(), CheckpointError> {
+        let state = saver::restore(folder, file, blake3)?;
+        state.restore(&mut self.learner.model, &mut self.learner.sgd)?;
+        self.tally = Tally::from_metadata(&state.metadata);
+        tracing::info!("restored {file}, {position}");
+        Ok(())
+    }
+
+    /// Gives the ring up and reports what is held.
+    fn leave(&mut self, reason: &str) {
+        self.formation = None;
+        let steps = self.recent.iter().cloned().collect();
+        let (generation, held, reason) = (self.generation, self.held, reason.to_string());
+        tracing::debug!("left generation {generation} ({reason}), holding {held:?}");
+        self.session.reports().send(FromWorker::Held { generation, held, steps, reason });
+    }
+
+    /// Carries out the duties whose step boundary has come. The state is copied here; the writing is the
+    /// saver's.
+    fn do_duties(&mut self) -> Result<(), TrainError> {
+        let Some(held) = self.held else { return Ok(()) };
+        let end = self.steps_per_epoch();
+        // The end of an epoch may be saved as the beginning of the next.
+        let turns = |at: Position| held.step == end && at == Position { epoch: held.epoch + 1, step: 0 };
+        let due = |duty: &Duty| held >= duty.at || turns(duty.at);
+        while let Some(duty) = self.duties.front().is_some_and(due).then(|| self.duties.pop_front()).flatten()
+        {
+            let (position, tally) = match held >= duty.at {
+                true => (held, self.tally),
+                false => (duty.at, Tally::default()),
+            };
+            let seed = self.setup.config.compute.seed;
+            let progress = Progress { epoch: position.epoch, step: position.step, seed };
+            let mut metadata = tally.to_metadata();
+            metadata.extend(duty.top1.map(|top1| ("top1".to_string(), top1.to_string())));
+            let state = State::snapshot(&self.learner.model, &self.learner.sgd, progress, metadata)?;
+            self.saver.save(Save { duty: duty.id, state, position, best: duty.best });
+        }
+        Ok(())
+    }
+
+    fn steps_per_epoch(&self) -> u64 {
+        shards::steps_per_epoch(self.inputs.train.len() as u64, self.setup.config.optim.batch_size)
+    }
+}
+
+/// The address behind a peer's `host:port`.
+fn resolved(peer: &str) -> Result<SocketAddr, String> {
+    let mut addresses =
+        peer.to_socket_addrs().map_err(|error| format!("cannot resolve peer {peer}: {error}"))?;
+    addresses.next().ok_or_else(|| format!("peer {peer} has no address"))
+}

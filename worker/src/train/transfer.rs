@@ -1,0 +1,89 @@
+//! Gives every rank the state of the source: weights, buffers, optimizer state and the epoch's sums.
+
+use std::collections::BTreeMap;
+
+use tch::Tensor;
+
+use super::learner::Learner;
+use crate::checkpoint::{CheckpointError, Progress, State};
+use crate::collective::{Collective, CollectiveError};
+use crate::torch::{self, TorchError};
+
+/// Why the state did not arrive. What the rank holds after it may be half of each.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TransferError {
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Torch(#[from] TorchError),
+}
+
+/// Broadcasts the state from rank `source`. `tally` is given on the source and received on the others.
+pub(super) fn share(
+    learner: &mut Learner,
+    tally: Tally,
+    source: u32,
+    ring: &mut dyn Collective,
+) -> Result<Tally, TransferError> {
+    if ring.world() == 1 {
+        return Ok(tally);
+    }
+    let mut header = tally.to_bytes();
+    ring.broadcast(&mut header, source)?;
+    let tally = Tally::from_bytes(header);
+
+    // The names, shapes and order are the same everywhere; where the run stands is in the formation.
+    let progress = Progress { epoch: 0, step: 0, seed: 0 };
+    let mut state = State::snapshot(&learner.model, &learner.sgd, progress, Default::default())?;
+    for (_, tensor) in state.model.iter_mut().chain(state.optimizer.iter_mut()) {
+        let dense = tensor.contiguous();
+        let mut bytes = torch::as_bytes(&dense)?.to_vec();
+        ring.broadcast(&mut bytes, source)?;
+        *tensor = Tensor::f_from_data_size(&bytes, &dense.size(), dense.kind())
+            .map_err(|source| TorchError::Tch { operation: "receive a tensor", source })?;
+    }
+    if ring.rank() != source {
+        state.restore(&mut learner.model, &mut learner.sgd)?;
+    }
+    Ok(tally)
+}
+
+/// Sums since the epoch began; they are part of the state.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Tally {
+    pub loss_sum: f64,
+    pub samples: u64,
+}
+
+const LOSS_SUM: &str = "epoch_loss_sum";
+const SAMPLES: &str = "epoch_samples";
+
+impl Tally {
+    fn to_bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.loss_sum.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.samples.to_le_bytes());
+        bytes
+    }
+
+    fn from_bytes(bytes: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, samples @ ..] = bytes;
+        Self { loss_sum: f64::from_le_bytes([a, b, c, d, e, f, g, h]), samples: u64::from_le_bytes(samples) }
+    }
+
+    /// As it stands in a checkpoint.
+    pub(super) fn to_metadata(self) -> BTreeMap<String, String> {
+        let entries = [(LOSS_SUM, self.loss_sum.to_string()), (SAMPLES, self.samples.to_string())];
+        entries.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
+    }
+
+    /// Zero where a checkpoint says nothing.
+    pub(super) fn from_metadata(metadata: &BTreeMap<String, String>) -> Self {
+        Self {
+            loss_sum: metadata.get(LOSS_SUM).and_then(|text| text.parse().ok()).unwrap_or(0.0),
+            samples: metadata.get(SAMPLES).and_then(|text| text.parse().ok()).unwrap_or(0),
+        }
+    }
+}
