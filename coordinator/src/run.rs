@@ -182,6 +182,7 @@ fn settings(args: &RunArgs, config: &Config, secret: [u8; 32]) -> Settings {
     Settings {
         workers: args.workers,
         epochs: config.optim.epochs,
+        start_epoch: config.optim.start_epoch,
         global_batch: config.optim.batch_size,
         checkpoint_every_steps: config.checkpoint.every_steps,
         checkpoint_every_epochs: config.checkpoint.every_epochs,

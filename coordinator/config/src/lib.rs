@@ -90,6 +90,8 @@ pub struct Relabel {
     /// How a crop's box is read into the map: hw is right for maps stored as height, width; reference
     /// swaps the axes as the published code does.
     pub axes: Axes,
+    /// What is taken from a map: the published method, or one of the paper's ablations.
+    pub mode: Mode,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,12 +101,24 @@ pub enum Axes {
     Reference,
 }
 
+/// What a label map teaches a crop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// The distribution over what the crop shows.
+    Localized,
+    /// The distribution over what the whole image shows, whatever the crop.
+    Global,
+    /// Only the likeliest class of what the crop shows.
+    LocalizedSingle,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Optim {
-    /// sgd.
-    pub optimizer: String,
+    pub optimizer: OptimizerKind,
     pub epochs: u32,
+    /// Epoch, counted from 0, that a new run begins with: its learning rates and its order of the samples.
     pub start_epoch: u32,
     pub bn: BatchNorm,
     /// Images in one optimizer step, all workers together.
@@ -114,7 +128,16 @@ pub struct Optim {
     pub nesterov: bool,
     pub momentum: f64,
     pub wd: WeightDecay,
+    /// Part of each target that is spread evenly over all classes.
     pub label_smoothing: f64,
+    pub ema: Ema,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    Sgd,
+    AdamP,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -151,10 +174,19 @@ pub struct Warmup {
     pub epochs: u32,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WeightDecay {
     pub base: f64,
+    /// Whether parameters of one dimension (BatchNorm's and biases) decay too.
+    pub norm_and_bias: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ema {
+    /// What one step keeps of the moving average of the weights, in [0, 1); 0 keeps no average.
+    pub decay: f64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -236,14 +268,14 @@ impl Default for CutMix {
 
 impl Default for Relabel {
     fn default() -> Self {
-        Self { enabled: false, path: String::new(), axes: Axes::Hw }
+        Self { enabled: false, path: String::new(), axes: Axes::Hw, mode: Mode::Localized }
     }
 }
 
 impl Default for Optim {
     fn default() -> Self {
         Self {
-            optimizer: "sgd".into(),
+            optimizer: OptimizerKind::Sgd,
             epochs: 100,
             start_epoch: 0,
             bn: BatchNorm::default(),
@@ -254,6 +286,7 @@ impl Default for Optim {
             momentum: 0.9,
             wd: WeightDecay::default(),
             label_smoothing: 0.0,
+            ema: Ema::default(),
         }
     }
 }
@@ -278,7 +311,13 @@ impl Default for Warmup {
 
 impl Default for WeightDecay {
     fn default() -> Self {
-        Self { base: 1e-5 }
+        Self { base: 1e-5, norm_and_bias: true }
+    }
+}
+
+impl Default for Ema {
+    fn default() -> Self {
+        Self { decay: 0.0 }
     }
 }
 

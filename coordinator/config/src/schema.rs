@@ -2,7 +2,7 @@
 //! Parsing, range checks, `--help` and the documentation are all made from these rows; a test compares
 //! them with the fields of [`Config`].
 
-use crate::{Axes, Config, Decay, OnError};
+use crate::{Axes, Config, Decay, Mode, OnError, OptimizerKind};
 
 /// A key's row.
 pub struct Setting {
@@ -238,13 +238,15 @@ static SCHEMA: &[Setting] = settings! {
         "Folder that holds <class>/<image stem>.pt";
     "data.relabel.axes", Kind::Choice(&["hw", "reference"]), |c| text(match c.data.relabel.axes { Axes::Hw => "hw", Axes::Reference => "reference" }),
         "How a crop's box is read into a map: height, width, or swapped as the reference does it";
+    "data.relabel.mode", Kind::Choice(&["localized", "global", "localized_single"]), |c| text(match c.data.relabel.mode { Mode::Localized => "localized", Mode::Global => "global", Mode::LocalizedSingle => "localized_single" }),
+        "What a map teaches: what the crop shows, what the whole image does, or the crop's one class";
 
-    "optim.optimizer", Kind::Choice(&["sgd", "adamp"]), |c| text(&c.optim.optimizer),
+    "optim.optimizer", Kind::Choice(&["sgd", "adamp"]), |c| text(match c.optim.optimizer { OptimizerKind::Sgd => "sgd", OptimizerKind::AdamP => "adamp" }),
         "The optimizer";
     "optim.epochs", count(1), |c| Value::Whole(c.optim.epochs.into()),
         "Epochs of the whole run";
     "optim.start_epoch", count(0), |c| Value::Whole(c.optim.start_epoch.into()),
-        "Epoch to start at, counted from 0";
+        "Epoch that a new run begins with, counted from 0: its learning rate and sample order";
     "optim.bn.momentum", SHARE, |c| Value::Real(c.optim.bn.momentum),
         "Share of BatchNorm's running statistics that a step keeps (1 minus PyTorch's)";
     "optim.bn.eps", above(0.0), |c| Value::Real(c.optim.bn.eps),
@@ -266,9 +268,13 @@ static SCHEMA: &[Setting] = settings! {
     "optim.momentum", RATE, |c| Value::Real(c.optim.momentum),
         "Momentum of SGD, first beta of AdamP";
     "optim.wd.base", at_least(0.0), |c| Value::Real(c.optim.wd.base),
-        "Weight decay, of every parameter";
+        "Weight decay";
+    "optim.wd.norm_and_bias", Kind::Flag, |c| Value::Flag(c.optim.wd.norm_and_bias),
+        "Whether BatchNorm's parameters and biases decay too, as in the reference";
     "optim.label_smoothing", RATE, |c| Value::Real(c.optim.label_smoothing),
         "Part of each target that is spread over all classes";
+    "optim.ema.decay", RATE, |c| Value::Real(c.optim.ema.decay),
+        "Share of the averaged weights that a step keeps, as 0.9999; 0 keeps no average";
 
     "compute.seed", Kind::Whole { min: -1, max: i64::MAX, optional: false }, |c| Value::Whole(c.compute.seed),
         "Seed of everything random; -1 has the coordinator choose and record one";

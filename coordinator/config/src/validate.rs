@@ -1,7 +1,7 @@
 //! What is wrong with a whole configuration: values out of range, keys that contradict each other, and what
 //! this version cannot do yet. [`NOT_SUPPORTED_YET`] is the one place that knows the last.
 
-use crate::{Config, Value, schema};
+use crate::{Config, OptimizerKind, Value, schema};
 
 /// Why a configuration is refused. The message is one line; `keys` are the keys that it is about, so that a
 /// caller who knows where their values came from can add it.
@@ -22,17 +22,8 @@ impl Invalid {
 type Feature = (&'static [&'static str], fn(&Config) -> bool, &'static str);
 
 /// What the keys can say and the program cannot do yet. A line goes when its feature comes.
-const NOT_SUPPORTED_YET: &[Feature] = &[
-    (&["optim.optimizer"], |c| c.optim.optimizer == "adamp", "the AdamP optimizer"),
-    (&["data.cutmix.prob"], |c| c.data.cutmix.prob > 0.0, "CutMix"),
-    (&["optim.label_smoothing"], |c| c.optim.label_smoothing > 0.0, "label smoothing"),
-    (
-        &["optim.start_epoch"],
-        |c| c.optim.start_epoch > 0,
-        "starting at a later epoch, other than by --resume",
-    ),
-    (&["util.test_only"], |c| c.util.test_only, "evaluation without training"),
-];
+const NOT_SUPPORTED_YET: &[Feature] =
+    &[(&["util.test_only"], |c| c.util.test_only, "evaluation without training")];
 
 /// Checks every range and every combination of keys.
 ///
@@ -83,7 +74,7 @@ fn contradiction(c: &Config) -> Option<Invalid> {
         );
         return Some(Invalid::new(&["optim.start_epoch", "optim.epochs"], message));
     }
-    if c.optim.nesterov && c.optim.momentum == 0.0 && c.optim.optimizer == "sgd" {
+    if c.optim.nesterov && c.optim.momentum == 0.0 && c.optim.optimizer == OptimizerKind::Sgd {
         let message =
             "optim.nesterov is True but optim.momentum is 0: Nesterov's momentum needs a momentum above 0";
         return Some(Invalid::new(&["optim.nesterov", "optim.momentum"], message));

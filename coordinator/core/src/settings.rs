@@ -8,6 +8,8 @@ pub struct Settings {
     /// World size, at least 1.
     pub workers: u32,
     pub epochs: u32,
+    /// The epoch that a run without history begins with.
+    pub start_epoch: u32,
     /// Samples in one optimizer step, all workers together; at least 1.
     pub global_batch: u32,
     /// Steps between checkpoints within an epoch; 0 for none.

@@ -11,6 +11,7 @@ pub(crate) fn settings(workers: u32) -> Settings {
     Settings {
         workers,
         epochs: 3,
+        start_epoch: 0,
         global_batch: 10,
         checkpoint_every_steps: 4,
         checkpoint_every_epochs: 1,
@@ -118,6 +119,21 @@ fn a_generation_deals_the_whole_batch_and_names_every_peer() {
         assert_eq!(formation.token, Token::of(&[7; 32], Generation(1)));
         assert_eq!(formation.position, Position::default());
     }
+}
+
+#[test]
+fn a_run_without_history_begins_with_its_start_epoch() {
+    let settings = Settings { start_epoch: 2, ..settings(1) };
+    let begun_at = |facts: &[Fact]| {
+        let mut run = Run::new(settings.clone(), History::replay(facts));
+        join(&mut run, 1, None);
+        formations(&say(&mut run, 1, FromWorker::Indexed(dataset())))[0].position
+    };
+    assert_eq!(begun_at(&[]), Position { epoch: 2, step: 0 });
+    // Whoever resumes goes on from the checkpoint, and names start_epoch or not.
+    let position = Position { epoch: 2, step: 4 };
+    let written = Written { file: "f".into(), bytes: 1, blake3: "b".into(), position };
+    assert_eq!(begun_at(&[Fact::Agreed { dataset: dataset() }, Fact::Committed { written }]), position);
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! The state of a training run in one `.safetensors` file: copied aside while training waits, written by
 //! any thread afterwards, verified before it is trusted.
 //!
-//! A file `NAME.safetensors` holds parameters and buffers under torchvision's names, the optimizer's
-//! state under `optimizer.momentum_buffer.<parameter>`, and where the run stood in the header's metadata.
+//! A file `NAME.safetensors` holds parameters and buffers under torchvision's names, the optimizer's state
+//! under `optimizer.<what PyTorch calls it>.<parameter>`, and where the run stood in the header's metadata.
+//! Where a run keeps a moving average of the weights, the plain names hold the average, as it is what was
+//! validated and what is to be used, and `optimizer.trained.<name>` the weights to be trained further.
 //! Any reader of safetensors can open it. Two checksums guard it: `NAME.b3` beside it holds the BLAKE3
 //! hash of the whole file as `b3sum` prints it, and the header holds one of everything else in the file,
 //! so that a file that has lost its neighbour still cannot pass damaged.
@@ -13,7 +15,7 @@ use std::path::PathBuf;
 use tch::{Device, Tensor};
 
 use crate::model::{Model, ModelError, StateDict};
-use crate::optim::Sgd;
+use crate::optim::{Ema, Optimizer};
 use crate::torch::TorchError;
 
 mod read;
@@ -44,9 +46,13 @@ pub struct State {
     pub arch: String,
     /// Whatever else the run wants to find again, by name.
     pub metadata: BTreeMap<String, String>,
-    /// Parameters and buffers by torchvision's names.
+    /// Parameters and buffers by torchvision's names: those that are trained.
     pub model: StateDict,
-    /// Momentum buffers by parameter name.
+    /// Their moving average, if one is kept.
+    pub ema: Option<StateDict>,
+    /// Name of the optimizer, as the options have it.
+    pub optimizer_name: String,
+    /// As [`Optimizer::state`] has it.
     pub optimizer: StateDict,
 }
 
@@ -75,6 +81,11 @@ pub enum CheckpointError {
         "the checkpoint is of {found}, but the run trains {wanted}; set model.arch to {found} or start afresh"
     )]
     OtherArch { found: String, wanted: String },
+    #[error(
+        "the checkpoint was trained with {found}, but the run trains with {wanted}; set optim.optimizer to {found} or \
+         start afresh"
+    )]
+    OtherOptimizer { found: String, wanted: &'static str },
     #[error("cannot copy the state aside: {0}")]
     Snapshot(#[source] TorchError),
     #[error("cannot restore the checkpoint: {0}")]
@@ -82,13 +93,14 @@ pub enum CheckpointError {
 }
 
 impl State {
-    /// Copies model and optimizer aside, at memory speed; training may go on as soon as this returns.
+    /// Copies model, optimizer and average aside, at memory speed; training may go on as soon as this returns.
     ///
     /// # Errors
     /// No memory left.
     pub fn snapshot(
         model: &Model,
-        sgd: &Sgd,
+        optimizer: &Optimizer,
+        ema: Option<&Ema>,
         progress: Progress,
         metadata: BTreeMap<String, String>,
     ) -> Result<Self, CheckpointError> {
@@ -97,23 +109,47 @@ impl State {
             arch: model.arch().to_owned(),
             metadata,
             model: copied(model.state_dict())?,
-            optimizer: copied(sgd.state())?,
+            ema: ema.map(|ema| copied(ema.model().state_dict())).transpose()?,
+            optimizer_name: optimizer.name().to_owned(),
+            optimizer: copied(optimizer.state())?,
         })
     }
 
-    /// Puts weights, buffers and momentum back into a model and optimizer of the same architecture.
+    /// Every tensor, in an order that is the same for all states of one run.
+    pub fn tensors_mut(&mut self) -> impl Iterator<Item = &mut (String, Tensor)> {
+        self.model.iter_mut().chain(self.ema.iter_mut().flatten()).chain(self.optimizer.iter_mut())
+    }
+
+    /// Puts weights, buffers and optimizer state back into a model and an optimizer of the same kind. An `ema`
+    /// of which the state knows nothing begins anew with the weights.
     ///
     /// # Errors
-    /// Another architecture, or names or shapes that differ: nothing is to be trained with what is left.
-    pub fn restore(&self, model: &mut Model, sgd: &mut Sgd) -> Result<(), CheckpointError> {
+    /// Another architecture or optimizer, or names or shapes that differ: nothing is to be trained with what is
+    /// left.
+    pub fn restore(
+        &self,
+        model: &mut Model,
+        optimizer: &mut Optimizer,
+        ema: Option<&mut Ema>,
+    ) -> Result<(), CheckpointError> {
         if self.arch != model.arch() {
             return Err(CheckpointError::OtherArch {
                 found: self.arch.clone(),
                 wanted: model.arch().to_owned(),
             });
         }
+        if self.optimizer_name != optimizer.name() {
+            let (found, wanted) = (self.optimizer_name.clone(), optimizer.name());
+            return Err(CheckpointError::OtherOptimizer { found, wanted });
+        }
         model.load_state_dict(&self.model).map_err(CheckpointError::Restore)?;
-        sgd.load_state(&self.optimizer).map_err(CheckpointError::Restore)
+        optimizer.load_state(&self.optimizer).map_err(CheckpointError::Restore)?;
+        let averaged = match (ema, &self.ema) {
+            (Some(ema), Some(average)) => ema.model_mut().load_state_dict(average),
+            (Some(ema), None) => ema.begin_with(model),
+            (None, _) => Ok(()),
+        };
+        averaged.map_err(CheckpointError::Restore)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::Path;
 
-use super::write::{DIGEST, EXTRA, FORMAT, FORMAT_NAME, MOMENTUM, NO_DIGEST};
+use super::write::{DIGEST, EXTRA, FORMAT, FORMAT_NAME, NO_DIGEST, OPTIMIZER, OPTIMIZER_NAME, TRAINED};
 use super::{CheckpointError, Progress, State, safetensors_file};
 
 /// Compares the whole file at `path` with `expected` (64 hexadecimal digits), or with the `.b3` file beside it.
@@ -67,14 +67,19 @@ pub fn load(path: &Path) -> Result<State, CheckpointError> {
     };
     let extra = |(key, value): (&String, &String)| Some((key.strip_prefix(EXTRA)?.to_owned(), value.clone()));
     let metadata: BTreeMap<String, String> = text.iter().filter_map(extra).collect();
-    let (mut model, mut optimizer) = (Vec::new(), Vec::new());
+    let (mut plain, mut trained, mut optimizer) = (Vec::new(), Vec::new(), Vec::new());
     for (name, tensor) in safetensors_file::tensors(&file, &header, data_start).map_err(damaged)? {
-        match name.strip_prefix(MOMENTUM) {
-            Some(parameter) => optimizer.push((parameter.to_owned(), tensor)),
-            None => model.push((name, tensor)),
+        if let Some(name) = name.strip_prefix(TRAINED) {
+            trained.push((name.to_owned(), tensor));
+        } else if let Some(name) = name.strip_prefix(OPTIMIZER) {
+            optimizer.push((name.to_owned(), tensor));
+        } else {
+            plain.push((name, tensor));
         }
     }
-    Ok(State { progress, arch: field("arch")?.clone(), metadata, model, optimizer })
+    let (model, ema) = if trained.is_empty() { (plain, None) } else { (trained, Some(plain)) };
+    let optimizer_name = text.get(OPTIMIZER_NAME).map_or("sgd", String::as_str).to_owned();
+    Ok(State { progress, arch: field("arch")?.clone(), metadata, model, ema, optimizer_name, optimizer })
 }
 
 /// Puts zeros where `digest` stands in the header, as it was when the digest was taken, and takes it again.

@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
+use relabel_config::{Optim, OptimizerKind};
 use tch::{Device, Kind, Tensor};
 
 use super::*;
 use crate::model::{BatchNormOptions, build};
-use crate::optim::SgdOptions;
 
-const SGD: SgdOptions = SgdOptions { momentum: 0.9, weight_decay: 1e-4, nesterov: true };
+fn options(optimizer: OptimizerKind) -> Optim {
+    let mut options = Optim { optimizer, ..Optim::default() };
+    options.wd.base = 1e-4;
+    options
+}
 
 fn tensor(values: &[f32]) -> Tensor {
     Tensor::from_slice(values)
@@ -26,7 +30,9 @@ fn tiny() -> State {
             ("w".to_owned(), tensor(&[1.0, -0.0, f32::NAN, f32::MIN_POSITIVE / 2.0, 5.0]).view([5, 1])),
             ("bn.num_batches_tracked".to_owned(), Tensor::from(41_i64)),
         ],
-        optimizer: vec![("w".to_owned(), tensor(&[0.1, 0.2, 0.3, 0.4, 0.5]).view([5, 1]))],
+        ema: None,
+        optimizer_name: "sgd".to_owned(),
+        optimizer: vec![("momentum_buffer.w".to_owned(), tensor(&[0.1, 0.2, 0.3, 0.4, 0.5]).view([5, 1]))],
     }
 }
 
@@ -38,6 +44,8 @@ fn by_name(tensors: &StateDict) -> BTreeMap<String, (Vec<i64>, Kind, Vec<u8>)> {
 fn assert_same(a: &State, b: &State) {
     assert_eq!((a.progress, &a.arch, &a.metadata), (b.progress, &b.arch, &b.metadata));
     assert!(by_name(&a.model) == by_name(&b.model));
+    assert!(a.ema.as_ref().map(by_name) == b.ema.as_ref().map(by_name));
+    assert_eq!(a.optimizer_name, b.optimizer_name);
     assert!(by_name(&a.optimizer) == by_name(&b.optimizer));
 }
 
@@ -65,49 +73,112 @@ fn a_round_trip_is_equal_to_the_bit() {
 
 #[test]
 fn training_goes_on_from_a_checkpoint_as_if_nothing_had_happened() {
+    for (optimizer, averaged) in
+        [(OptimizerKind::Sgd, false), (OptimizerKind::AdamP, true), (OptimizerKind::Sgd, true)]
+    {
+        goes_on(optimizer, averaged);
+    }
+}
+
+fn goes_on(optimizer: OptimizerKind, averaged: bool) {
     let dir = tempfile::tempdir().unwrap();
     let x = Tensor::arange(2 * 3 * 32 * 32, (Kind::Float, Device::Cpu)).sin().view([2, 3, 32, 32]);
     let target = Tensor::full([2, 10], 0.1, (Kind::Float, Device::Cpu));
     let new = |seed, channels_last: bool| {
-        let mut model = build("resnet18", 10, BatchNormOptions::default(), Device::Cpu, seed).unwrap();
-        if channels_last {
-            model.to_channels_last().unwrap();
-        }
-        let sgd = Sgd::new(&model, SGD);
-        (model, sgd)
+        let build = || {
+            let mut model = build("resnet18", 10, BatchNormOptions::default(), Device::Cpu, seed).unwrap();
+            if channels_last {
+                model.to_channels_last().unwrap();
+            }
+            model
+        };
+        let model = build();
+        let ema = averaged.then(|| Ema::new(build(), &model, 0.5).unwrap());
+        let optimizer = Optimizer::new(&model, &options(optimizer));
+        (model, optimizer, ema)
     };
-    let step = |model: &Model, sgd: &mut Sgd| {
+    type Training = (Model, Optimizer, Option<Ema>);
+    let step = |(model, optimizer, ema): &mut Training| {
         for (_, parameter) in model.parameters() {
             parameter.shallow_clone().zero_grad();
         }
         crate::train::loss::soft_cross_entropy(&model.forward(&x, true), &target).backward();
-        sgd.step(0.05).unwrap();
+        optimizer.step(0.05).unwrap();
+        ema.iter_mut().for_each(|ema| ema.update(model));
     };
-    let progress = Progress { epoch: 0, step: 1, seed: 1 };
+    let state = |(model, optimizer, ema): &Training| {
+        let progress = Progress { epoch: 0, step: 1, seed: 1 };
+        State::snapshot(model, optimizer, ema.as_ref(), progress, BTreeMap::new()).unwrap()
+    };
+    let restore =
+        |from: &State, (model, optimizer, ema): &mut Training| from.restore(model, optimizer, ema.as_mut());
 
-    let (model, mut sgd) = new(1, true);
-    step(&model, &mut sgd);
-    let state = State::snapshot(&model, &sgd, progress, BTreeMap::new()).unwrap();
-    step(&model, &mut sgd);
-    let written = write(&state, dir.path(), "step1").unwrap();
+    let mut undisturbed = new(1, true);
+    step(&mut undisturbed);
+    let saved = state(&undisturbed);
+    step(&mut undisturbed);
+    let written = write(&saved, dir.path(), "step1").unwrap();
 
-    let (mut other, mut other_sgd) = new(2, true);
+    let mut resumed = new(2, true);
     let loaded = load(&written.file).unwrap();
-    assert_same(&loaded, &state);
-    loaded.restore(&mut other, &mut other_sgd).unwrap();
-    step(&other, &mut other_sgd);
-    let end = |model, sgd| State::snapshot(model, sgd, progress, BTreeMap::new()).unwrap();
-    assert_same(&end(&other, &other_sgd), &end(&model, &sgd));
+    assert_same(&loaded, &saved);
+    restore(&loaded, &mut resumed).unwrap();
+    step(&mut resumed);
+    assert_same(&state(&resumed), &state(&undisturbed));
 
     // The memory format is not part of the file.
-    let (mut plain, mut plain_sgd) = new(3, false);
-    loaded.restore(&mut plain, &mut plain_sgd).unwrap();
-    assert_same(&end(&plain, &plain_sgd), &state);
+    let mut plain = new(3, false);
+    restore(&loaded, &mut plain).unwrap();
+    assert_same(&state(&plain), &saved);
 
-    let mut resnet34 = build("resnet34", 10, BatchNormOptions::default(), Device::Cpu, 0).unwrap();
-    let mut resnet34_sgd = Sgd::new(&resnet34, SGD);
-    let message = loaded.restore(&mut resnet34, &mut resnet34_sgd).unwrap_err().to_string();
+    let resnet34 = build("resnet34", 10, BatchNormOptions::default(), Device::Cpu, 0).unwrap();
+    let its_optimizer = Optimizer::new(&resnet34, &options(optimizer));
+    let message = restore(&loaded, &mut (resnet34, its_optimizer, None)).unwrap_err().to_string();
     assert!(message.contains("resnet18") && message.contains("resnet34"), "{message}");
+}
+
+#[test]
+fn another_optimizer_s_checkpoint_is_refused() {
+    let mut model = build("resnet18", 10, BatchNormOptions::default(), Device::Cpu, 0).unwrap();
+    let adamp = Optimizer::new(&model, &options(OptimizerKind::AdamP));
+    let state = State::snapshot(&model, &adamp, None, tiny().progress, BTreeMap::new()).unwrap();
+    let mut sgd = Optimizer::new(&model, &options(OptimizerKind::Sgd));
+    let message = state.restore(&mut model, &mut sgd, None).unwrap_err().to_string();
+    assert!(
+        message.contains("trained with adamp, but the run trains with sgd; set optim.optimizer"),
+        "{message}"
+    );
+}
+
+#[test]
+fn the_plain_names_of_a_file_hold_what_is_to_be_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut state = tiny();
+    state.ema = Some(vec![
+        ("w".to_owned(), tensor(&[9.0; 5]).view([5, 1])),
+        ("bn.num_batches_tracked".to_owned(), Tensor::from(41_i64)),
+    ]);
+    let written = write(&state, dir.path(), "averaged").unwrap();
+    assert_same(&load(&written.file).unwrap(), &state);
+    let file = std::fs::read(&written.file).unwrap();
+    let (header, data_start) = safetensors_file::parse(&file).unwrap();
+    let tensors = safetensors_file::tensors(&file, &header, data_start).unwrap();
+    let plain: Vec<_> = tensors.iter().filter(|(name, _)| !name.starts_with("optimizer.")).collect();
+    assert_eq!(plain.len(), 2);
+    assert!(plain.iter().any(|(name, t)| name == "w" && *t == tensor(&[9.0; 5]).view([5, 1])));
+}
+
+#[test]
+fn an_average_that_the_state_lacks_begins_with_its_weights() {
+    let new = |seed| build("resnet18", 10, BatchNormOptions::default(), Device::Cpu, seed).unwrap();
+    let trained = new(1);
+    let optimizer = Optimizer::new(&trained, &options(OptimizerKind::Sgd));
+    let state = State::snapshot(&trained, &optimizer, None, tiny().progress, BTreeMap::new()).unwrap();
+    let mut model = new(2);
+    let mut ema = Ema::new(new(3), &model, 0.9).unwrap();
+    let mut optimizer = Optimizer::new(&model, &options(OptimizerKind::Sgd));
+    state.restore(&mut model, &mut optimizer, Some(&mut ema)).unwrap();
+    assert!(by_name(&ema.model().state_dict()) == by_name(&trained.state_dict()));
 }
 
 #[test]
@@ -153,13 +224,14 @@ fn foreign_and_missing_files_are_told_apart() {
 fn a_checkpoint_that_lacks_a_tensor_names_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut model = build("resnet18", 10, BatchNormOptions::default(), Device::Cpu, 0).unwrap();
-    let mut sgd = Sgd::new(&model, SGD);
-    let mut state = State::snapshot(&model, &sgd, tiny().progress, BTreeMap::new()).unwrap();
-    state.optimizer.retain(|(name, _)| name != "layer1.0.conv1.weight");
+    let mut sgd = Optimizer::new(&model, &options(OptimizerKind::Sgd));
+    let mut state = State::snapshot(&model, &sgd, None, tiny().progress, BTreeMap::new()).unwrap();
+    state.optimizer.retain(|(name, _)| name != "momentum_buffer.layer1.0.conv1.weight");
     let written = write(&state, dir.path(), "part").unwrap();
-    let message = load(&written.file).unwrap().restore(&mut model, &mut sgd).unwrap_err().to_string();
+    let message = load(&written.file).unwrap().restore(&mut model, &mut sgd, None).unwrap_err().to_string();
     assert!(
-        message.contains("momentum") && message.contains("1 missing (layer1.0.conv1.weight)"),
+        message.contains("the optimizer sgd")
+            && message.contains("1 missing (momentum_buffer.layer1.0.conv1.weight)"),
         "{message}"
     );
 }

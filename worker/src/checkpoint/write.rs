@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use tch::Tensor;
+
 use super::safetensors_file::Contents;
 use super::{CheckpointError, State};
 
@@ -17,7 +19,11 @@ pub(super) const EXTRA: &str = "extra.";
 /// Stands in the digest's place while the digest is taken.
 pub(super) const NO_DIGEST: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 /// What the names of the optimizer's tensors begin with.
-pub(super) const MOMENTUM: &str = "optimizer.momentum_buffer.";
+pub(super) const OPTIMIZER: &str = "optimizer.";
+/// What the names of the trained weights begin with where the plain names hold their average.
+pub(super) const TRAINED: &str = "optimizer.trained.";
+/// Key of the optimizer's name; a file without it is from a time when there was only one.
+pub(super) const OPTIMIZER_NAME: &str = "optimizer";
 
 /// A checkpoint that is on the disk for good.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,13 +107,25 @@ fn contents(state: &State) -> Contents<'_> {
         ("step", state.progress.step.to_string()),
         ("seed", state.progress.seed.to_string()),
         ("arch", state.arch.clone()),
+        (OPTIMIZER_NAME, state.optimizer_name.clone()),
     ] {
         metadata.insert(key.to_owned(), value);
     }
-    let model = state.model.iter().map(|(name, tensor)| (Cow::from(name), tensor));
-    let optimizer =
-        state.optimizer.iter().map(|(name, tensor)| (Cow::from(format!("{MOMENTUM}{name}")), tensor));
-    Contents::new(model.chain(optimizer), metadata)
+    let (plain, trained) = match &state.ema {
+        Some(average) => (average.as_slice(), state.model.as_slice()),
+        None => (state.model.as_slice(), [].as_slice()),
+    };
+    let tensors =
+        prefixed("", plain).chain(prefixed(TRAINED, trained)).chain(prefixed(OPTIMIZER, &state.optimizer));
+    Contents::new(tensors, metadata)
+}
+
+/// `tensors` with `prefix` before their names.
+fn prefixed<'a>(
+    prefix: &'static str,
+    tensors: &'a [(String, Tensor)],
+) -> impl Iterator<Item = (Cow<'a, str>, &'a Tensor)> {
+    tensors.iter().map(move |(name, tensor)| (Cow::from(format!("{prefix}{name}")), tensor))
 }
 
 /// BLAKE3 of the file as it would be with zeros for the digest itself.

@@ -322,10 +322,11 @@ fn a_step_is_counted_once_unless_frozen() {
 fn an_sgd_step_reads_the_flat_gradients_and_moves_channels_last_weights() {
     let mut models = [small(FROZEN), small(FROZEN)];
     models[1].to_channels_last().unwrap();
-    let options = crate::optim::SgdOptions { momentum: 0.9, weight_decay: 1e-4, nesterov: true };
+    let mut options = relabel_config::Optim::default();
+    options.wd.base = 1e-4;
     let [plain, channels_last] = models.each_ref().map(|model| {
         let mut flat = FlatGradients::new(model, 2).unwrap();
-        let mut sgd = crate::optim::Sgd::new(model, options);
+        let mut sgd = crate::optim::Optimizer::new(model, &options);
         for _ in 0..2 {
             rank(model, &mut flat, (0, 3), 3.0);
             sgd.step(0.01).unwrap();

@@ -6,15 +6,18 @@
 //! count that came with the sum puts it right. BatchNorm's running statistics and the sums that a report
 //! needs travel in the same buffer, so that every rank holds the same state after every step.
 
+use std::collections::BTreeMap;
+
 use relabel_config::Config;
 use relabel_core::Position;
 use tch::Device;
 
 use super::loss::soft_cross_entropy;
+use crate::checkpoint::{CheckpointError, Progress, State};
 use crate::collective::{Collective, CollectiveError, buckets};
 use crate::data::loader::Batch;
 use crate::model::{FlatGradients, Model, ModelError};
-use crate::optim::{Sgd, schedule};
+use crate::optim::{Ema, Optimizer, schedule};
 use crate::torch::{self, TorchError};
 
 /// The sums that travel with the gradients.
@@ -49,10 +52,13 @@ pub struct Stepped {
     pub learning_rate: f64,
 }
 
-/// Model and optimizer of one rank.
+/// Model, optimizer and the weights' moving average of one rank.
 pub struct Learner {
+    /// What is trained.
     pub model: Model,
-    pub sgd: Sgd,
+    pub optimizer: Optimizer,
+    /// Where the run keeps one.
+    pub ema: Option<Ema>,
     gradients: FlatGradients,
     config: Config,
     steps_per_epoch: u64,
@@ -68,11 +74,42 @@ impl Learner {
     ) -> Result<Self, ModelError> {
         let bn = (&config.optim.bn).into();
         let seed = config.compute.seed;
-        let mut model = crate::model::build(&config.model.arch, i64::from(classes), bn, device, seed)?;
-        model.to_channels_last()?;
-        let sgd = Sgd::new(&model, (&config.optim).into());
+        let build = || {
+            let mut model = crate::model::build(&config.model.arch, i64::from(classes), bn, device, seed)?;
+            model.to_channels_last()?;
+            Ok::<_, ModelError>(model)
+        };
+        let model = build()?;
+        let decay = config.optim.ema.decay;
+        let ema = (decay > 0.0).then(|| Ema::new(build()?, &model, decay)).transpose()?;
+        let optimizer = Optimizer::new(&model, &config.optim);
         let gradients = FlatGradients::new(&model, SCALARS)?;
-        Ok(Self { model, sgd, gradients, config: config.clone(), steps_per_epoch })
+        Ok(Self { model, optimizer, ema, gradients, config: config.clone(), steps_per_epoch })
+    }
+
+    /// What is validated: the moving average where there is one.
+    pub fn validated(&self) -> &Model {
+        self.ema.as_ref().map_or(&self.model, Ema::model)
+    }
+
+    /// Copies everything that training goes on from aside.
+    ///
+    /// # Errors
+    /// As [`State::snapshot`].
+    pub fn snapshot(
+        &self,
+        progress: Progress,
+        metadata: BTreeMap<String, String>,
+    ) -> Result<State, CheckpointError> {
+        State::snapshot(&self.model, &self.optimizer, self.ema.as_ref(), progress, metadata)
+    }
+
+    /// Goes on from `state`.
+    ///
+    /// # Errors
+    /// As [`State::restore`].
+    pub fn restore(&mut self, state: &State) -> Result<(), CheckpointError> {
+        state.restore(&mut self.model, &mut self.optimizer, self.ema.as_mut())
     }
 
     /// Does the step at `position` with this rank's slice of the global batch, of which `planned` samples
@@ -119,9 +156,12 @@ impl Learner {
             if stepped.samples != planned {
                 self.gradients.scale(planned as f64 / stepped.samples as f64);
             }
-            self.sgd.step(stepped.learning_rate)?;
+            self.optimizer.step(stepped.learning_rate)?;
             self.gradients.load_buffers();
             self.model.count_step();
+            if let Some(ema) = &mut self.ema {
+                ema.update(&self.model);
+            }
         }
         Ok(stepped)
     }

@@ -21,7 +21,7 @@ use super::inputs::{InputError, Inputs};
 use super::learner::{Learner, StepError};
 use super::saver::{self, Save, Saver};
 use super::transfer::{self, Tally};
-use crate::checkpoint::{CheckpointError, Progress, State};
+use crate::checkpoint::{CheckpointError, Progress};
 use crate::collective::tcp::{Membership, Ring, Timeouts};
 use crate::collective::{AbortHandle, Collective, Solo};
 use crate::data::DataError;
@@ -276,7 +276,7 @@ impl<'a> Trainer<'a> {
         position: Position,
     ) -> Result<(), CheckpointError> {
         let state = saver::restore(folder, file, blake3)?;
-        state.restore(&mut self.learner.model, &mut self.learner.sgd)?;
+        self.learner.restore(&state)?;
         self.tally = Tally::from_metadata(&state.metadata);
         tracing::info!("restored {file}, {position}");
         Ok(())
@@ -309,7 +309,7 @@ impl<'a> Trainer<'a> {
             let progress = Progress { epoch: position.epoch, step: position.step, seed };
             let mut metadata = tally.to_metadata();
             metadata.extend(duty.top1.map(|top1| ("top1".to_string(), top1.to_string())));
-            let state = State::snapshot(&self.learner.model, &self.learner.sgd, progress, metadata)?;
+            let state = self.learner.snapshot(progress, metadata)?;
             self.saver.save(Save { duty: duty.id, state, position, best: duty.best });
         }
         Ok(())

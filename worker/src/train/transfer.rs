@@ -1,11 +1,12 @@
-//! Gives every rank the state of the source: weights, buffers, optimizer state and the epoch's sums.
+//! Gives every rank the state of the source: weights, buffers, their moving average, optimizer state and
+//! the epoch's sums.
 
 use std::collections::BTreeMap;
 
 use tch::Tensor;
 
 use super::learner::Learner;
-use crate::checkpoint::{CheckpointError, Progress, State};
+use crate::checkpoint::{CheckpointError, Progress};
 use crate::collective::{Collective, CollectiveError};
 use crate::torch::{self, TorchError};
 
@@ -36,8 +37,8 @@ pub(super) fn share(
 
     // The names, shapes and order are the same everywhere; where the run stands is in the formation.
     let progress = Progress { epoch: 0, step: 0, seed: 0 };
-    let mut state = State::snapshot(&learner.model, &learner.sgd, progress, Default::default())?;
-    for (_, tensor) in state.model.iter_mut().chain(state.optimizer.iter_mut()) {
+    let mut state = learner.snapshot(progress, Default::default())?;
+    for (_, tensor) in state.tensors_mut() {
         let dense = tensor.contiguous();
         let mut bytes = torch::as_bytes(&dense)?.to_vec();
         ring.broadcast(&mut bytes, source)?;
@@ -45,7 +46,7 @@ pub(super) fn share(
             .map_err(|source| TorchError::Tch { operation: "receive a tensor", source })?;
     }
     if ring.rank() != source {
-        state.restore(&mut learner.model, &mut learner.sgd)?;
+        learner.restore(&state)?;
     }
     Ok(tally)
 }

@@ -121,7 +121,13 @@ impl Run {
             let origin = format!("going on from checkpoint {} at {position}", restore.file);
             return (Rank(0), Some(restore), position, origin);
         }
-        (Rank(0), None, Position::default(), "starting afresh".into())
+        let position = Position { epoch: self.settings.start_epoch, step: 0 };
+        let origin = match position.epoch {
+            0 => "starting afresh".into(),
+            // As people count them in every other line.
+            epoch => format!("starting afresh with epoch {}", epoch + 1),
+        };
+        (Rank(0), None, position, origin)
     }
 
     pub(super) fn ready(&mut self, worker: WorkerId, generation: Generation, held: Position) {

@@ -75,7 +75,8 @@ impl Sim {
         let mut rng = Rng(seed);
         let world = 1 + rng.below(4) as u32;
         let crashes = rng.below(6);
-        let settings = settings(world);
+        let start_epoch = rng.below(8).saturating_sub(5) as u32;
+        let settings = Settings { start_epoch, ..settings(world) };
         Self {
             seed,
             rng,
@@ -103,7 +104,8 @@ impl Sim {
         let seed = self.seed;
         assert_eq!(self.ended, Some(Outcome::Done), "seed {seed} did not come to its end");
         let epochs: Vec<_> = self.validated.keys().copied().collect();
-        assert_eq!(epochs, [0, 1, 2], "seed {seed}: every epoch is validated");
+        let all: Vec<_> = (self.settings.start_epoch..3).collect();
+        assert_eq!(epochs, all, "seed {seed}: every epoch is validated");
         let newest = History::replay(&self.journal).newest().map(|w| w.position);
         assert_eq!(newest, Some(Position { epoch: 3, step: 0 }), "seed {seed}: the end is saved");
         self.trace
@@ -186,7 +188,8 @@ impl Sim {
                     assert_eq!(formation.source, worker.rank, "seed {}: only the source restores", self.seed);
                     assert!(!restore.file.is_empty());
                 }
-                let fresh = formation.position == Position::default() && formation.restore.is_none();
+                let beginning = Position { epoch: self.settings.start_epoch, step: 0 };
+                let fresh = formation.position == beginning && formation.restore.is_none();
                 if formation.source == worker.rank && formation.restore.is_none() && !fresh {
                     let (held, seed) = (worker.held, self.seed);
                     assert_eq!(held, Some(formation.position), "seed {seed}: the source holds what it gives");
