@@ -1,6 +1,8 @@
 //! Decoded pixels to the network's input: what training and evaluation do to an image. The values follow
 //! torchvision's transforms on Pillow images; the random numbers are this project's own.
 
+use std::ops::Range;
+
 use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
@@ -8,7 +10,7 @@ use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer
 use super::crop::{eval_geometry, random_resized_crop};
 use super::decode::RgbImage;
 use super::jitter::{self, ByteTable};
-use super::rng::SampleRng;
+use super::rng::KeyedRng;
 use super::{CropBox, ImageError, ImageSize};
 
 /// ImageNet's mean and standard deviation of red, green and blue, of values in [0, 1].
@@ -44,7 +46,7 @@ impl Augment {
     }
 
     /// The box of an image of size `image` that `apply` is to take. The first draws from a sample's `rng`.
-    pub fn draw_crop(&self, image: ImageSize, rng: &mut SampleRng) -> CropBox {
+    pub fn draw_crop(&self, image: ImageSize, rng: &mut KeyedRng) -> CropBox {
         random_resized_crop(image, self.min_area, rng)
     }
 
@@ -54,7 +56,7 @@ impl Augment {
         &self,
         image: &RgbImage,
         crop: CropBox,
-        rng: &mut SampleRng,
+        rng: &mut KeyedRng,
         scaler: &mut Scaler,
         pixels: Vec<u8>,
     ) -> Result<Input, ImageError> {
@@ -103,7 +105,7 @@ impl EvalTransform {
 }
 
 /// The noise that PCA lighting adds to red, green and blue, of values in [0, 1].
-fn draw_lighting(deviation: f64, rng: &mut SampleRng) -> [f32; 3] {
+fn draw_lighting(deviation: f64, rng: &mut KeyedRng) -> [f32; 3] {
     let weights = PCA_VALUES.map(|value| value * deviation * rng.normal());
     PCA_VECTORS.map(|row| row.iter().zip(weights).map(|(vector, weight)| vector * weight).sum::<f64>() as f32)
 }
@@ -180,12 +182,21 @@ impl Input {
         side as usize * side as usize * 3
     }
 
-    /// Writes the normalized image into `out`, `[side, side, 3]`: jitter table, to [0, 1], lighting, mean and
-    /// deviation in one look-up a byte, flip by the order of reading.
+    /// Writes the normalized image into `out`, `[side, side, 3]`.
     ///
     /// # Panics
     /// If `out` is not `floats(side)` long.
     pub fn write(&self, out: &mut [f32]) {
+        let side = self.side as usize;
+        self.write_patch(0..side, 0..side, out);
+    }
+
+    /// As [`Self::write`], but only the pixels of these rows and columns of the input: jitter table, to [0, 1],
+    /// lighting, mean and deviation in one look-up a byte, flip by the order of reading.
+    ///
+    /// # Panics
+    /// If `out` is not `floats(side)` long, or a row or column lies outside.
+    pub fn write_patch(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         assert_eq!(out.len(), self.pixels.len());
         let values: [[f32; 256]; 3] = std::array::from_fn(|channel| {
             let (scale, shift) = (1.0 / STD[channel], self.light[channel] - MEAN[channel]);
@@ -196,8 +207,11 @@ impl Input {
             out[1] = values[1][usize::from(pixel[1])];
             out[2] = values[2][usize::from(pixel[2])];
         };
-        let row = self.side as usize * 3;
-        for (out, pixels) in out.chunks_exact_mut(row).zip(self.pixels.chunks_exact(row)) {
+        let side = self.side as usize;
+        let read = if self.flip { side - columns.end..side - columns.start } else { columns.clone() };
+        for row in rows {
+            let out = &mut out[(row * side + columns.start) * 3..(row * side + columns.end) * 3];
+            let pixels = &self.pixels[(row * side + read.start) * 3..(row * side + read.end) * 3];
             let (out, pixels) = (out.chunks_exact_mut(3), pixels.chunks_exact(3));
             if self.flip {
                 out.zip(pixels.rev()).for_each(put);

@@ -100,7 +100,7 @@ fn an_augmentation_is_a_function_of_its_key_and_flips_half() {
     let augment = Augment { image_size: 8, min_area: 0.08, color_jitter: 0.4, lighting: 0.1 };
     let image = source(61, 47);
     let make = |epoch, sample| {
-        let mut rng = SampleRng::new(5, epoch, sample);
+        let mut rng = KeyedRng::of_sample(5, epoch, sample);
         let crop = augment.draw_crop(image.size, &mut rng);
         augment.apply(&image, crop, &mut rng, &mut Scaler::default(), Vec::new()).unwrap()
     };
@@ -121,7 +121,7 @@ fn an_augmentation_is_a_function_of_its_key_and_flips_half() {
 #[test]
 fn lighting_has_the_covariance_of_its_components() {
     let draws: Vec<[f32; 3]> =
-        (0..50_000).map(|sample| draw_lighting(0.1, &mut SampleRng::new(9, 0, sample))).collect();
+        (0..50_000).map(|sample| draw_lighting(0.1, &mut KeyedRng::of_sample(9, 0, sample))).collect();
     for a in 0..3 {
         for b in 0..3 {
             let found = draws.iter().map(|light| f64::from(light[a] * light[b])).sum::<f64>() / 50_000.0;

@@ -1,7 +1,7 @@
 //! Which part of an image is looked at: torchvision's RandomResizedCrop in training, Resize and
 //! CenterCrop in evaluation. Only numbers; no pixels.
 
-use super::rng::SampleRng;
+use super::rng::KeyedRng;
 use super::{CropBox, ImageSize};
 
 /// Width to height of a training crop, at least and at most.
@@ -10,7 +10,7 @@ const ASPECT: (f64, f64) = (3.0 / 4.0, 4.0 / 3.0);
 /// Draws a training crop as torchvision's `RandomResizedCrop.get_params` does: an area uniform in
 /// `[min_area, 1]` of the image's and an aspect ratio log-uniform in 3/4 to 4/3, ten tries to fit them into the
 /// image, then the largest central crop of an allowed ratio. `min_area` lies in (0, 1].
-pub fn random_resized_crop(image: ImageSize, min_area: f64, rng: &mut SampleRng) -> CropBox {
+pub fn random_resized_crop(image: ImageSize, min_area: f64, rng: &mut KeyedRng) -> CropBox {
     let area = f64::from(image.width) * f64::from(image.height);
     for _ in 0..10 {
         let target = area * rng.uniform(min_area, 1.0);
@@ -75,7 +75,8 @@ mod tests {
     }
 
     fn crops(image: ImageSize, min_area: f64) -> impl Iterator<Item = CropBox> {
-        (0..20_000).map(move |sample| random_resized_crop(image, min_area, &mut SampleRng::new(1, 0, sample)))
+        (0..20_000)
+            .map(move |sample| random_resized_crop(image, min_area, &mut KeyedRng::of_sample(1, 0, sample)))
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! Brightness and contrast change each byte by itself, so they are kept as a table of 256 bytes and
 //! applied by whatever reads the pixels next; only saturation has to write pixels.
 
-use super::rng::SampleRng;
+use super::rng::KeyedRng;
 
 /// One step of a jitter with its factor; 1 changes nothing, 0 removes the property.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,7 +23,7 @@ pub(super) fn identity() -> ByteTable {
 }
 
 /// Draws the three steps in random order, each factor uniform in `[max(0, 1 - strength), 1 + strength]`.
-pub(super) fn draw(strength: f64, rng: &mut SampleRng) -> [Step; 3] {
+pub(super) fn draw(strength: f64, rng: &mut KeyedRng) -> [Step; 3] {
     let mut factor = || rng.uniform((1.0 - strength).max(0.0), 1.0 + strength) as f32;
     let mut steps = [Step::Brightness(factor()), Step::Contrast(factor()), Step::Saturation(factor())];
     for i in [2, 1] {
@@ -116,7 +116,8 @@ mod tests {
 
     #[test]
     fn orders_and_factors_are_drawn_evenly() {
-        let draws: Vec<[Step; 3]> = (0..6000).map(|id| draw(0.4, &mut SampleRng::new(3, 0, id))).collect();
+        let draws: Vec<[Step; 3]> =
+            (0..6000).map(|id| draw(0.4, &mut KeyedRng::of_sample(3, 0, id))).collect();
         let first = |wanted: fn(&Step) -> bool| draws.iter().filter(|steps| wanted(&steps[0])).count();
         let second = |wanted: fn(&Step) -> bool| draws.iter().filter(|steps| wanted(&steps[1])).count();
         for count in [

@@ -1,12 +1,18 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Condvar;
 
+use super::train::TRAIN_ADVICE;
 use super::*;
-use crate::data::{CropBox, ImageSize};
-use crate::labels::LabelError;
+use crate::data::augment::Augment;
+use crate::data::cutmix::CutMix;
+use crate::data::order::epoch_order;
+use crate::data::rng::KeyedRng;
+use crate::data::{CropBox, ImageError, ImageSize};
+use crate::labels::{LabelError, Targets};
+use relabel_config::OnError;
 
 /// Tells sample, image and crop, so that a target in the wrong row shows. Panics for one sample if told to.
 struct Echo {
@@ -44,6 +50,7 @@ fn plan(root: &Path) -> TrainPlan {
         split: Arc::new(Split::open(root, None).unwrap()),
         targets: Arc::new(Echo { panics_at: None }),
         augment: Augment { image_size: 8, min_area: 0.08, color_jitter: 0.4, lighting: 0.1 },
+        cutmix: CutMix::OFF,
         seed: 11,
         epoch: 2,
         global_batch: 6,
@@ -91,7 +98,7 @@ fn batches_hold_the_epochs_order_with_images_and_targets_in_their_rows() {
         for (row, &id) in batch.sample_ids.iter().enumerate() {
             let Scratch { decoder, image, scaler } = &mut scratch;
             decoder.decode_file(&plan.split.path(id), image).unwrap();
-            let mut rng = SampleRng::new(11, 2, id);
+            let mut rng = KeyedRng::of_sample(11, 2, id);
             let crop = plan.augment.draw_crop(image.size, &mut rng);
             let input = plan.augment.apply(image, crop, &mut rng, scaler, Vec::new()).unwrap();
             let mut expected = vec![0.0; Input::floats(8)];
@@ -333,4 +340,70 @@ fn evaluation_fails_at_an_unreadable_image() {
         error.contains(&path.display().to_string()) && error.contains("evaluation skips none"),
         "{error}"
     );
+}
+
+const MIXED: CutMix = CutMix { prob: 0.5, beta: 1.0, until: 100 };
+
+/// A plan for images large enough to see a box in.
+fn mixed_plan(root: &Path) -> TrainPlan {
+    let augment = Augment { image_size: 16, min_area: 0.08, color_jitter: 0.4, lighting: 0.1 };
+    TrainPlan { augment, cutmix: MIXED, ..plan(root) }
+}
+
+#[test]
+fn cutmix_pastes_one_box_a_batch_from_the_image_before() {
+    let root = data();
+    // Five epochs of four batches, so that there are some of each.
+    let (mut mixed, mut plain) = (0, 0);
+    for epoch in 0..5 {
+        let with = load(TrainPlan { epoch, ..mixed_plan(root.path()) }).unwrap();
+        let without = load(TrainPlan { epoch, cutmix: CutMix::OFF, ..mixed_plan(root.path()) }).unwrap();
+        for (with, without) in with.iter().zip(&without) {
+            let n = without.sample_ids.len();
+            let mut expected = without.clone();
+            if let Some(mix) = MIXED.draw(11, epoch, with.step, 16) {
+                mixed += 1;
+                let floats = Input::floats(16);
+                for (row, before) in (0..n).map(|row| (row, (row + n - 1) % n)) {
+                    for (y, x) in mix.rows.clone().flat_map(|y| mix.columns.clone().map(move |x| (y, x))) {
+                        for at in (y * 16 + x) * 3..(y * 16 + x + 1) * 3 {
+                            expected.images[row * floats + at] = without.images[before * floats + at];
+                        }
+                    }
+                    for class in 0..4 {
+                        let of = |row: usize| without.targets[row * 4 + class];
+                        expected.targets[row * 4 + class] = mix.own * of(row) + (1.0 - mix.own) * of(before);
+                    }
+                }
+                assert!(mix.rows.is_empty() || mix.columns.is_empty() || expected != *without);
+            } else {
+                plain += 1;
+            }
+            assert_eq!(*with, expected);
+        }
+    }
+    assert!(mixed > 5 && plain > 5, "{mixed} {plain}");
+}
+
+#[test]
+fn cutmix_is_the_same_for_any_number_of_workers() {
+    let root = data();
+    let always = CutMix { prob: 1.0, ..MIXED };
+    let plan = || TrainPlan { cutmix: always, ..mixed_plan(root.path()) };
+    let expected = load(plan()).unwrap();
+    for cuts in [vec![0, 3, 6], vec![0, 1, 5, 6], vec![0, 0, 6, 6], vec![0, 1, 2, 3, 4, 5, 6]] {
+        let ranks = cuts.windows(2).map(|cut| load(TrainPlan { slice: cut[0]..cut[1], ..plan() }).unwrap());
+        assert_eq!(join(ranks.collect()), expected, "{cuts:?}");
+    }
+    let rest = load(TrainPlan { first_step: 2, slice: 0..6, ..plan() }).unwrap();
+    assert_eq!(rest, expected[2..]);
+    // What cannot be read lends nothing, whoever would have loaded it.
+    let skipping = || TrainPlan { on_error: OnError::Skip, ..plan() };
+    let plans = [0..6, 0..3, 3..6, 2..6, 0..2].map(|slice| TrainPlan { slice, ..skipping() });
+    damage(root.path());
+    let [whole, first, second, most, few] = plans.map(|plan| load(plan).unwrap());
+    assert_eq!(whole.iter().map(|batch| batch.skipped.len()).sum::<usize>(), 2);
+    assert_ne!(whole[1].images, expected[1].images);
+    assert_eq!(join(vec![first, second]), whole);
+    assert_eq!(join(vec![few, most]), whole);
 }

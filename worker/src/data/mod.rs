@@ -3,10 +3,12 @@
 //! One sample's way: [`order`] says which sample is consumed at which position of an epoch, and
 //! `relabel_core::shards` by which rank; [`index`] turns its id into a file; [`decode`] makes RGB pixels of the file; [`rng`] gives the
 //! sample its random numbers; [`crop`] draws the box; [`augment`] turns box and pixels into `[H, W, 3]`
-//! floats; [`loader`] does so on many threads and hands out whole batches in order.
+//! floats; [`cutmix`] may paste a part of its neighbour over it; [`loader`] does so on many threads and
+//! hands out whole batches in order.
 
 pub mod augment;
 pub mod crop;
+pub mod cutmix;
 pub mod decode;
 mod error;
 pub mod index;

@@ -1,25 +1,36 @@
-//! Random numbers of the augmentation: one stream a sample, keyed by what the sample is and not by when
-//! or where it is loaded, so that a crop does not depend on threads, ranks or restarts.
+//! Random numbers of the augmentation: one stream a sample and one a batch, keyed by what they are and not
+//! by when or where they are loaded, so that a crop does not depend on threads, ranks or restarts.
 
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::order::below;
 
-/// Keeps these streams apart from that of the sample order.
-const TAG: &[u8; 16] = b"relabel augm. v1";
+/// Keep these streams apart from that of the sample order, and from each other.
+const SAMPLE_TAG: &[u8; 16] = b"relabel augm. v1";
+const BATCH_TAG: &[u8; 16] = b"relabel batch v1";
 
-/// The random numbers of one sample in one epoch.
-pub struct SampleRng(ChaCha8Rng);
+/// The random numbers of one sample, or of one global batch, in one epoch.
+pub struct KeyedRng(ChaCha8Rng);
 
-impl SampleRng {
-    /// ChaCha8 keyed by seed, epoch and sample in little-endian order and a tag, like the sample order.
-    pub fn new(seed: u64, epoch: u32, sample: u32) -> Self {
+impl KeyedRng {
+    /// Those of a sample.
+    pub fn of_sample(seed: u64, epoch: u32, sample: u32) -> Self {
+        Self::keyed(seed, epoch, sample, SAMPLE_TAG)
+    }
+
+    /// Those of the global batch of a step. An epoch has no more steps than samples, which u32 numbers.
+    pub fn of_batch(seed: u64, epoch: u32, step: u64) -> Self {
+        Self::keyed(seed, epoch, step as u32, BATCH_TAG)
+    }
+
+    /// ChaCha8 keyed by three numbers in little-endian order and a tag, like the sample order.
+    fn keyed(seed: u64, epoch: u32, number: u32, tag: &[u8; 16]) -> Self {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&seed.to_le_bytes());
         key[8..12].copy_from_slice(&epoch.to_le_bytes());
-        key[12..16].copy_from_slice(&sample.to_le_bytes());
-        key[16..].copy_from_slice(TAG);
+        key[12..16].copy_from_slice(&number.to_le_bytes());
+        key[16..].copy_from_slice(tag);
         Self(ChaCha8Rng::from_seed(key))
     }
 
@@ -44,6 +55,32 @@ impl SampleRng {
         let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
         radius * (std::f64::consts::TAU * self.unit()).cos()
     }
+
+    /// A draw from the Beta distribution with both parameters `shape`, which is above 0: the share of one of
+    /// two gamma variables in their sum.
+    pub fn beta(&mut self, shape: f64) -> f64 {
+        let (first, second) = (self.ln_gamma(shape), self.ln_gamma(shape));
+        1.0 / (1.0 + (second - first).exp())
+    }
+
+    /// The logarithm of a draw from the gamma distribution of parameter `shape`, by Marsaglia and Tsang ("A Simple
+    /// Method for Generating Gamma Variables", 2000). For small shapes the draw itself would underflow.
+    fn ln_gamma(&mut self, shape: f64) -> f64 {
+        if shape < 1.0 {
+            let boost = (1.0 - self.unit()).ln() / shape;
+            return self.ln_gamma(shape + 1.0) + boost;
+        }
+        let d = shape - 1.0 / 3.0;
+        let c = 1.0 / (9.0 * d).sqrt();
+        loop {
+            let x = self.normal();
+            let v = (1.0 + c * x).powi(3);
+            let ln_u = (1.0 - self.unit()).ln();
+            if v > 0.0 && ln_u < 0.5 * x * x + d * (1.0 - v + v.ln()) {
+                return (d * v).ln();
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -52,8 +89,9 @@ mod tests {
 
     #[test]
     fn each_part_of_the_key_gives_another_stream() {
-        let first = |seed, epoch, sample| SampleRng::new(seed, epoch, sample).0.next_u64();
-        let draws = [first(1, 2, 3), first(2, 2, 3), first(1, 3, 3), first(1, 2, 4), first(3, 2, 1)];
+        let first = |seed, epoch, sample| KeyedRng::of_sample(seed, epoch, sample).0.next_u64();
+        let batch = KeyedRng::of_batch(1, 2, 3).0.next_u64();
+        let draws = [first(1, 2, 3), first(2, 2, 3), first(1, 3, 3), first(1, 2, 4), first(3, 2, 1), batch];
         for (i, draw) in draws.iter().enumerate() {
             assert!(!draws[..i].contains(draw));
         }
@@ -62,7 +100,7 @@ mod tests {
 
     #[test]
     fn draws_have_the_moments_of_their_distributions() {
-        let mut rng = SampleRng::new(0, 0, 0);
+        let mut rng = KeyedRng::of_sample(0, 0, 0);
         let draws = 100_000;
         let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
         let uniform: Vec<f64> = (0..draws).map(|_| rng.uniform(2.0, 6.0)).collect();
@@ -74,5 +112,22 @@ mod tests {
         assert!(mean(&normal).abs() < 0.015);
         assert!((mean(&squares) - 1.0).abs() < 0.03);
         assert!((mean(&fourths) - 3.0).abs() < 0.2);
+    }
+
+    #[test]
+    fn beta_draws_have_the_moments_of_their_distribution() {
+        let mut rng = KeyedRng::of_batch(0, 0, 0);
+        for shape in [0.01, 0.2, 1.0, 3.0, 200.0] {
+            let draws: Vec<f64> = (0..100_000).map(|_| rng.beta(shape)).collect();
+            let mean =
+                |of: &dyn Fn(f64) -> f64| draws.iter().map(|&x| of(x)).sum::<f64>() / draws.len() as f64;
+            assert!(draws.iter().all(|x| (0.0..=1.0).contains(x)));
+            assert!((mean(&|x| x) - 0.5).abs() < 0.01, "{shape}");
+            let variance = 1.0 / (4.0 * (2.0 * shape + 1.0));
+            assert!((mean(&|x| (x - 0.5).powi(2)) / variance - 1.0).abs() < 0.03, "{shape}");
+            // Kurtosis of a symmetric Beta: 3 - 6 / (2 * shape + 3).
+            let kurtosis = mean(&|x| (x - 0.5).powi(4)) / variance.powi(2);
+            assert!((kurtosis / (3.0 - 6.0 / (2.0 * shape + 3.0)) - 1.0).abs() < 0.05, "{shape}: {kurtosis}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A training image's map stands at `<relabel.path>/<class folder>/<image stem>.pt`. On the way of a
 //! sample: [`pickle`] and [`pt`] read the file, [`LabelMap`] is its checked content, [`pool`] makes the
-//! crop's target of it. Knows nothing of libtorch, and runs no code that a file brings along.
+//! crop's target of it, [`derived`] changes that as options ask. Knows nothing of libtorch, and runs no code that a file brings along.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use relabel_config::Axes;
 
 use crate::data::{CropBox, ImageSize};
 
+pub mod derived;
 pub mod inspect;
 mod label_map;
 pub mod pickle;

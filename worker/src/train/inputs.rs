@@ -9,6 +9,7 @@ use relabel_core::Dataset;
 
 use crate::data::DataError;
 use crate::data::index::Split;
+use crate::labels::derived::derived;
 use crate::labels::{LabelMaps, SingleLabel, Targets};
 
 /// Label maps that are read at the start, so that a wrong folder or shape fails at once.
@@ -55,7 +56,7 @@ impl Inputs {
             let path = root.join("train");
             return Err(InputError::TooFewOutputs { path, wanted: classes, found });
         }
-        let targets = targets(config, &train, classes)?;
+        let targets = derived(targets(config, &train, classes)?, config);
         Ok(Self { train, val, targets, classes })
     }
 

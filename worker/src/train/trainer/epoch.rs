@@ -8,6 +8,7 @@ use relabel_core::{FromWorker, Generation, Position, StepReport, shards, validat
 
 use super::{Member, Next, TrainError, Trainer};
 use crate::data::augment::{Augment, EvalTransform};
+use crate::data::cutmix::CutMix;
 use crate::data::loader::{Batch, EvalLoader, EvalPlan, TrainLoader, TrainPlan};
 use crate::eval::Counts;
 use crate::train::learner::{StepError, Stepped};
@@ -80,6 +81,7 @@ impl Trainer<'_> {
             split: Arc::clone(&inputs.train),
             targets: Arc::clone(&inputs.targets),
             augment: Augment::from_config(&config.data),
+            cutmix: CutMix::from_config(config),
             seed: config.compute.seed as u64,
             epoch: first.epoch,
             global_batch: config.optim.batch_size,
@@ -171,7 +173,7 @@ impl Trainer<'_> {
             }
             let Some(batch) = loader.next() else { break };
             let batch = batch?;
-            counts.add(&self.learner.model, &batch, size)?;
+            counts.add(self.learner.validated(), &batch, size)?;
             loader.recycle(batch);
             if reported.elapsed() >= REPORT_EVERY {
                 self.session.reports().send(FromWorker::Validating { generation, done: counts.samples });

@@ -1,0 +1,241 @@
+//! What a rank trains on: its part of every global batch of an epoch.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use relabel_config::OnError;
+use relabel_core::shards;
+
+use super::{Buffers, Scratch, fit};
+use crate::data::augment::{Augment, Input};
+use crate::data::cutmix::{self, CutMix, Mix};
+use crate::data::index::Split;
+use crate::data::order::epoch_order;
+use crate::data::pool::{Pool, Work};
+use crate::data::rng::KeyedRng;
+use crate::data::{DataError, ImageError};
+use crate::labels::Targets;
+
+pub(super) const TRAIN_ADVICE: &str = "replace or remove the file, or set data.on_error to skip";
+
+/// What one rank loads of an epoch.
+pub struct TrainPlan {
+    pub split: Arc<Split>,
+    pub targets: Arc<dyn Targets>,
+    pub augment: Augment,
+    pub cutmix: CutMix,
+    /// Seed of the run, of the order and of the augmentation.
+    pub seed: u64,
+    pub epoch: u32,
+    /// Images in one step, all ranks together; at least 1.
+    pub global_batch: u32,
+    /// Step of the epoch that the first batch is for.
+    pub first_step: u64,
+    /// This rank's part of each global batch, within `0..global_batch`.
+    pub slice: Range<u32>,
+    /// Whether an unreadable image ends the loading or is left out of its batch and listed.
+    pub on_error: OnError,
+    /// Loader threads, at least 1.
+    pub threads: usize,
+    /// Batches made ahead of the consumer, at least 1: bounds the memory.
+    pub prefetch: usize,
+}
+
+/// One rank's part of one step: `n` images, perhaps none.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Batch {
+    /// Step within the epoch, from 0.
+    pub step: u64,
+    /// The `n` images' ids, in the epoch's order, without those skipped.
+    pub sample_ids: Vec<u32>,
+    /// `[n, H, W, 3]`, normalized, and mixed where CutMix is on.
+    pub images: Vec<f32>,
+    /// `[n, classes]`, mixed as the images are.
+    pub targets: Vec<f32>,
+    /// Ids of the images that were left out as unreadable, each with a line that names file and reason.
+    pub skipped: Vec<(u32, String)>,
+}
+
+/// One batch for every step from `first_step` to the end of the epoch, empty ones too. The first error
+/// in the order of the samples is returned in place of its batch and ends the iteration.
+pub struct TrainLoader {
+    pool: Pool<TrainWork>,
+}
+
+impl TrainLoader {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// A global batch of 0, a slice outside of it, or threads that cannot be started.
+    pub fn start(plan: TrainPlan) -> Result<Self, DataError> {
+        let (slice, global_batch) = (&plan.slice, plan.global_batch);
+        if slice.start > slice.end || slice.end > global_batch || global_batch == 0 {
+            let reason = format!("slice {slice:?} is not within a global batch of {global_batch}");
+            return Err(DataError::Plan { reason });
+        }
+        let order = epoch_order(plan.seed, plan.epoch, plan.split.len());
+        let (threads, prefetch) = (plan.threads, plan.prefetch);
+        let work = TrainWork { plan, order, buffers: Buffers::default() };
+        Ok(Self { pool: Pool::start(work, threads, prefetch)? })
+    }
+
+    /// Gives back a batch whose data is no longer needed, so that its memory is used again.
+    pub fn recycle(&self, batch: Batch) {
+        self.pool.recycle(batch);
+    }
+
+    /// How long `next` has waited for data in all.
+    pub fn waited(&self) -> Duration {
+        self.pool.waited()
+    }
+}
+
+impl Iterator for TrainLoader {
+    type Item = Result<Batch, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.pool.next()
+    }
+}
+
+struct TrainWork {
+    plan: TrainPlan,
+    order: Vec<u32>,
+    buffers: Buffers,
+}
+
+/// A sample on its way into a batch: its input and target, or why it is skipped.
+struct TrainSample {
+    id: u32,
+    loaded: Result<(Input, Vec<f32>), String>,
+}
+
+/// What the batch of one step is made of, as positions of the epoch's order.
+struct Parts {
+    own: Range<usize>,
+    /// The one that lends its box to the first of `own`, where it has to be loaded besides.
+    lender: Option<usize>,
+    mix: Option<Mix>,
+}
+
+impl TrainWork {
+    fn step(&self, batch: u64) -> u64 {
+        self.plan.first_step.saturating_add(batch)
+    }
+
+    fn parts(&self, batch: u64) -> Parts {
+        let plan = &self.plan;
+        let step = self.step(batch);
+        let positions = |shard: &Range<u32>| {
+            let range = shards::positions(step, plan.global_batch, self.order.len() as u64, shard);
+            range.start as usize..range.end as usize
+        };
+        let (all, own) = (positions(&(0..plan.global_batch)), positions(&plan.slice));
+        let mix = plan.cutmix.draw(plan.seed, plan.epoch, step, plan.augment.image_size);
+        let lender = mix.as_ref().filter(|_| !own.is_empty()).map(|_| cutmix::lender(own.start, &all));
+        let lender = lender.filter(|position| !own.contains(position));
+        Parts { own, lender, mix }
+    }
+
+    /// The sample to be loaded as number `index` of a batch: the batch's own, then the lender.
+    fn id(&self, batch: u64, index: usize) -> u32 {
+        let Parts { own, lender, .. } = self.parts(batch);
+        let position = own.chain(lender).nth(index).expect("no more is asked for than `samples` has said");
+        self.order[position]
+    }
+}
+
+impl Work for TrainWork {
+    type Scratch = Scratch;
+    type Sample = TrainSample;
+    type Batch = Batch;
+
+    fn batches(&self) -> u64 {
+        let steps = shards::steps_per_epoch(self.order.len() as u64, self.plan.global_batch);
+        steps.saturating_sub(self.plan.first_step)
+    }
+
+    fn samples(&self, batch: u64) -> usize {
+        let Parts { own, lender, .. } = self.parts(batch);
+        own.len() + usize::from(lender.is_some())
+    }
+
+    fn scratch(&self) -> Scratch {
+        Scratch::new()
+    }
+
+    fn sample(&self, batch: u64, index: usize, scratch: &mut Scratch) -> Result<TrainSample, DataError> {
+        let plan = &self.plan;
+        let id = self.id(batch, index);
+        let path = plan.split.path(id);
+        let unreadable = |source: ImageError, path: PathBuf| {
+            let skip = plan.on_error == OnError::Skip && is_skippable(&source, &path);
+            let error = DataError::Image { path, source, advice: TRAIN_ADVICE };
+            if skip { Ok(TrainSample { id, loaded: Err(error.to_string()) }) } else { Err(error) }
+        };
+        let Scratch { decoder, image, scaler } = scratch;
+        if let Err(source) = decoder.decode_file(&path, image) {
+            return unreadable(source, path);
+        }
+        let mut rng = KeyedRng::of_sample(plan.seed, plan.epoch, id);
+        let crop = plan.augment.draw_crop(image.size, &mut rng);
+        let input = match plan.augment.apply(image, crop, &mut rng, scaler, self.buffers.take()) {
+            Ok(input) => input,
+            Err(source) => return unreadable(source, path),
+        };
+        let mut target = vec![0.0; plan.targets.classes()];
+        plan.targets.write(id, image.size, crop, &mut target)?;
+        Ok(TrainSample { id, loaded: Ok((input, target)) })
+    }
+
+    fn assemble(&self, batch: u64, samples: Vec<TrainSample>, spare: Option<Batch>) -> Batch {
+        let Parts { own, mix, .. } = self.parts(batch);
+        let floats = Input::floats(self.plan.augment.image_size);
+        let own = &samples[..own.len()];
+        let loaded = own.iter().filter(|sample| sample.loaded.is_ok()).count();
+        let mut made = spare.unwrap_or_default();
+        made.step = self.step(batch);
+        made.sample_ids.clear();
+        made.targets.clear();
+        made.skipped.clear();
+        fit(&mut made.images, loaded * floats);
+        let mut places = made.images.chunks_exact_mut(floats);
+        // Each takes its box from the sample before it, the first from the last of all that were loaded.
+        let lenders = samples.iter().cycle().skip(samples.len().saturating_sub(1));
+        for (sample, lender) in own.iter().zip(lenders) {
+            let (input, target) = match &sample.loaded {
+                Ok(loaded) => loaded,
+                Err(reason) => {
+                    made.skipped.push((sample.id, reason.clone()));
+                    continue;
+                }
+            };
+            made.sample_ids.push(sample.id);
+            let start = made.targets.len();
+            made.targets.extend_from_slice(target);
+            let Some(place) = places.next() else { continue };
+            input.write(place);
+            // What cannot be read lends nothing.
+            if let (Some(mix), Ok((input, target))) = (&mix, &lender.loaded) {
+                input.write_patch(mix.rows.clone(), mix.columns.clone(), place);
+                mix.mix_target(&mut made.targets[start..], target);
+            }
+        }
+        for (input, _) in samples.into_iter().filter_map(|sample| sample.loaded.ok()) {
+            self.buffers.put(input.into_pixels());
+        }
+        made
+    }
+
+    fn describe(&self, batch: u64, index: usize) -> String {
+        self.plan.split.path(self.id(batch, index)).display().to_string()
+    }
+}
+
+/// Whether an image may be left out: the fault is its own, and not that its folder is gone, as when a
+/// file system was unmounted, which would leave out everything.
+fn is_skippable(error: &ImageError, path: &Path) -> bool {
+    error.is_of_the_file() && path.parent().is_some_and(Path::is_dir)
+}
