@@ -1,25 +1,52 @@
-//! What a model computes, written to a file that another implementation can be compared with:
-//! `tests/parity/models.py` compares it with torchvision.
+//! What this program computes, written to a file that another implementation can be compared with:
+//! `tests/parity/models.py` compares models with torchvision, `optim.py` and `curve.py` optimizers and
+//! training with PyTorch.
+
+#[path = "parity/curve.rs"]
+mod curve;
+#[path = "parity/optim.rs"]
+mod optim;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufWriter;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use tch::{Device, Tensor};
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use worker::checkpoint::safetensors_file::{self, Contents};
 use worker::model::{BatchNormOptions, ModelError, build};
+use worker::torch::TorchError;
+use worker::train::learner::StepError;
 use worker::train::loss::soft_cross_entropy;
+
+#[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Without a command: what a model computes.
+    #[command(flatten)]
+    model: Option<ParityArgs>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Steps of an optimizer with given gradients
+    Optim(optim::OptimArgs),
+    /// Training steps on given batches
+    Curve(curve::CurveArgs),
+}
 
 /// `input`, a safetensors file: a state_dict under torchvision's names, `input` `[B, 3, H, W]` and `target`
 /// `[B, classes]`. `output` receives `logits_eval` and `logits` (train mode) `[B, classes]`, `loss`
 /// (summed over the batch), and after one backward `grad.<parameter>` and `buffer.<buffer>`.
 /// Without `input` it receives `init.<name>`, the initial state_dict for `seed`.
-#[derive(Debug, Parser)]
+#[derive(Debug, Args)]
 struct ParityArgs {
     /// Architecture, as model.arch.
     #[arg(long)]
@@ -49,12 +76,25 @@ struct ParityArgs {
 enum ParityError {
     #[error(transparent)]
     Model(#[from] ModelError),
+    #[error(transparent)]
+    Torch(#[from] TorchError),
+    #[error(transparent)]
+    Step(#[from] StepError),
     #[error("{}: {reason}", path.display())]
     File { path: PathBuf, reason: String },
 }
 
 fn main() -> ExitCode {
-    match run(&ParityArgs::parse()) {
+    let cli = Cli::parse();
+    let done = match (&cli.command, &cli.model) {
+        (Some(Command::Optim(args)), _) => optim::run(args),
+        (Some(Command::Curve(args)), _) => curve::run(args),
+        (None, Some(args)) => run(args),
+        (None, None) => {
+            Cli::command().error(ErrorKind::MissingRequiredArgument, "name an architecture").exit()
+        }
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -69,9 +109,7 @@ fn run(args: &ParityArgs) -> Result<(), ParityError> {
     let mut results: Vec<(String, Tensor)> = Vec::new();
     if let Some(path) = &args.input {
         let wrong = |reason: String| ParityError::File { path: path.clone(), reason };
-        let file = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-        let (header, data_start) = safetensors_file::parse(&file).map_err(wrong)?;
-        let mut given = safetensors_file::tensors(&file, &header, data_start).map_err(wrong)?;
+        let mut given = read(path)?;
         let mut take = |name: &str| {
             let place =
                 given.iter().position(|(n, _)| n == name).ok_or_else(|| wrong(format!("no {name}")))?;
@@ -94,9 +132,22 @@ fn run(args: &ParityArgs) -> Result<(), ParityError> {
     } else {
         results.extend(model.state_dict().into_iter().map(|(name, t)| (format!("init.{name}"), t.detach())));
     }
-    let tensors = results.iter().map(|(name, tensor)| (Cow::from(name), tensor));
-    let contents = Contents::new(tensors, BTreeMap::new());
-    File::create(&args.output)
+    write(&args.output, &results)
+}
+
+/// The tensors of a safetensors file.
+fn read(path: &Path) -> Result<Vec<(String, Tensor)>, ParityError> {
+    let wrong = |reason: String| ParityError::File { path: path.into(), reason };
+    let file = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let (header, data_start) = safetensors_file::parse(&file).map_err(wrong)?;
+    safetensors_file::tensors(&file, &header, data_start).map_err(wrong)
+}
+
+/// Writes tensors to a safetensors file.
+fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), ParityError> {
+    let contents =
+        Contents::new(tensors.iter().map(|(name, tensor)| (Cow::from(name), tensor)), BTreeMap::new());
+    File::create(path)
         .and_then(|file| contents.write(&mut BufWriter::new(file)))
-        .map_err(|error| ParityError::File { path: args.output.clone(), reason: error.to_string() })
+        .map_err(|error| ParityError::File { path: path.into(), reason: error.to_string() })
 }

@@ -94,7 +94,7 @@ fn goes_on(optimizer: OptimizerKind, averaged: bool) {
         };
         let model = build();
         let ema = averaged.then(|| Ema::new(build(), &model, 0.5).unwrap());
-        let optimizer = Optimizer::new(&model, &options(optimizer));
+        let optimizer = Optimizer::new(model.parameters(), &options(optimizer));
         (model, optimizer, ema)
     };
     type Training = (Model, Optimizer, Option<Ema>);
@@ -132,7 +132,7 @@ fn goes_on(optimizer: OptimizerKind, averaged: bool) {
     assert_same(&state(&plain), &saved);
 
     let resnet34 = build("resnet34", 10, BatchNormOptions::default(), Device::Cpu, 0).unwrap();
-    let its_optimizer = Optimizer::new(&resnet34, &options(optimizer));
+    let its_optimizer = Optimizer::new(resnet34.parameters(), &options(optimizer));
     let message = restore(&loaded, &mut (resnet34, its_optimizer, None)).unwrap_err().to_string();
     assert!(message.contains("resnet18") && message.contains("resnet34"), "{message}");
 }
@@ -140,9 +140,9 @@ fn goes_on(optimizer: OptimizerKind, averaged: bool) {
 #[test]
 fn another_optimizer_s_checkpoint_is_refused() {
     let mut model = build("resnet18", 10, BatchNormOptions::default(), Device::Cpu, 0).unwrap();
-    let adamp = Optimizer::new(&model, &options(OptimizerKind::AdamP));
+    let adamp = Optimizer::new(model.parameters(), &options(OptimizerKind::AdamP));
     let state = State::snapshot(&model, &adamp, None, tiny().progress, BTreeMap::new()).unwrap();
-    let mut sgd = Optimizer::new(&model, &options(OptimizerKind::Sgd));
+    let mut sgd = Optimizer::new(model.parameters(), &options(OptimizerKind::Sgd));
     let message = state.restore(&mut model, &mut sgd, None).unwrap_err().to_string();
     assert!(
         message.contains("trained with adamp, but the run trains with sgd; set optim.optimizer"),
@@ -172,11 +172,11 @@ fn the_plain_names_of_a_file_hold_what_is_to_be_used() {
 fn an_average_that_the_state_lacks_begins_with_its_weights() {
     let new = |seed| build("resnet18", 10, BatchNormOptions::default(), Device::Cpu, seed).unwrap();
     let trained = new(1);
-    let optimizer = Optimizer::new(&trained, &options(OptimizerKind::Sgd));
+    let optimizer = Optimizer::new(trained.parameters(), &options(OptimizerKind::Sgd));
     let state = State::snapshot(&trained, &optimizer, None, tiny().progress, BTreeMap::new()).unwrap();
     let mut model = new(2);
     let mut ema = Ema::new(new(3), &model, 0.9).unwrap();
-    let mut optimizer = Optimizer::new(&model, &options(OptimizerKind::Sgd));
+    let mut optimizer = Optimizer::new(model.parameters(), &options(OptimizerKind::Sgd));
     state.restore(&mut model, &mut optimizer, Some(&mut ema)).unwrap();
     assert!(by_name(&ema.model().state_dict()) == by_name(&trained.state_dict()));
 }
@@ -224,7 +224,7 @@ fn foreign_and_missing_files_are_told_apart() {
 fn a_checkpoint_that_lacks_a_tensor_names_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut model = build("resnet18", 10, BatchNormOptions::default(), Device::Cpu, 0).unwrap();
-    let mut sgd = Optimizer::new(&model, &options(OptimizerKind::Sgd));
+    let mut sgd = Optimizer::new(model.parameters(), &options(OptimizerKind::Sgd));
     let mut state = State::snapshot(&model, &sgd, None, tiny().progress, BTreeMap::new()).unwrap();
     state.optimizer.retain(|(name, _)| name != "momentum_buffer.layer1.0.conv1.weight");
     let written = write(&state, dir.path(), "part").unwrap();

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Condvar;
 
+use relabel_config::OnError;
+
 use super::train::TRAIN_ADVICE;
 use super::*;
 use crate::data::augment::Augment;
@@ -12,7 +14,6 @@ use crate::data::order::epoch_order;
 use crate::data::rng::KeyedRng;
 use crate::data::{CropBox, ImageError, ImageSize};
 use crate::labels::{LabelError, Targets};
-use relabel_config::OnError;
 
 /// Tells sample, image and crop, so that a target in the wrong row shows. Panics for one sample if told to.
 struct Echo {

@@ -326,7 +326,7 @@ fn an_sgd_step_reads_the_flat_gradients_and_moves_channels_last_weights() {
     options.wd.base = 1e-4;
     let [plain, channels_last] = models.each_ref().map(|model| {
         let mut flat = FlatGradients::new(model, 2).unwrap();
-        let mut sgd = crate::optim::Optimizer::new(model, &options);
+        let mut sgd = crate::optim::Optimizer::new(model.parameters(), &options);
         for _ in 0..2 {
             rank(model, &mut flat, (0, 3), 3.0);
             sgd.step(0.01).unwrap();

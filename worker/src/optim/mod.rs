@@ -4,7 +4,7 @@
 use relabel_config::{OptimizerKind, WeightDecay};
 use tch::Tensor;
 
-use crate::model::{Model, ModelError, StateDict};
+use crate::model::{ModelError, StateDict};
 use crate::torch::TorchError;
 
 pub mod adamp;
@@ -25,11 +25,11 @@ pub enum Optimizer {
 }
 
 impl Optimizer {
-    /// For the parameters of `model`, after it has its device and memory format.
-    pub fn new(model: &Model, options: &relabel_config::Optim) -> Self {
+    /// For named parameters that have their device and memory format.
+    pub fn new(parameters: &[(String, Tensor)], options: &relabel_config::Optim) -> Self {
         match options.optimizer {
-            OptimizerKind::Sgd => Self::Sgd(Sgd::of(model.parameters(), options.into())),
-            OptimizerKind::AdamP => Self::AdamP(AdamP::of(model.parameters(), options.into())),
+            OptimizerKind::Sgd => Self::Sgd(Sgd::of(parameters, options.into())),
+            OptimizerKind::AdamP => Self::AdamP(AdamP::of(parameters, options.into())),
         }
     }
 

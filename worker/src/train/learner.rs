@@ -82,7 +82,7 @@ impl Learner {
         let model = build()?;
         let decay = config.optim.ema.decay;
         let ema = (decay > 0.0).then(|| Ema::new(build()?, &model, decay)).transpose()?;
-        let optimizer = Optimizer::new(&model, &config.optim);
+        let optimizer = Optimizer::new(model.parameters(), &config.optim);
         let gradients = FlatGradients::new(&model, SCALARS)?;
         Ok(Self { model, optimizer, ema, gradients, config: config.clone(), steps_per_epoch })
     }
