@@ -71,8 +71,8 @@ pub struct InspectArgs {
 
 #[derive(Subcommand)]
 enum Inspect {
-    /// Pool a label map over a crop and show its top classes
-    LabelMap(worker::labels::inspect::InspectArgs),
+    /// Show a label map (.pt) and the targets that it gives for crops
+    LabelMap(worker::labels::inspect::LabelMapArgs),
 }
 
 impl InspectArgs {
