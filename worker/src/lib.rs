@@ -15,7 +15,6 @@ pub mod eval;
 pub mod labels;
 pub mod model;
 pub mod optim;
-pub mod samples;
 pub mod session;
 pub mod synth;
 pub mod torch;

@@ -84,8 +84,33 @@ impl Learner {
         position: Position,
         ring: &mut dyn Collective,
     ) -> Result<Stepped, StepError> {
-        let own = batch.sample_ids.len();
         self.gradients.zero();
+        self.gradients.keep_buffers();
+        let stepped = self.reduced(batch, planned, position, ring).inspect_err(|_| {
+            // The forward pass has moved BatchNorm's statistics; the step is not done, and may be done again.
+            self.gradients.restore_buffers();
+        })?;
+        // A batch of which nothing could be read moves nothing.
+        if stepped.samples > 0 {
+            if stepped.samples != planned {
+                self.gradients.scale(planned as f64 / stepped.samples as f64);
+            }
+            self.sgd.step(stepped.learning_rate)?;
+            self.gradients.load_buffers();
+            self.model.count_step();
+        }
+        Ok(stepped)
+    }
+
+    /// Fills the flat buffer with the gradient and statistics of the global batch.
+    fn reduced(
+        &mut self,
+        batch: &Batch,
+        planned: u64,
+        position: Position,
+        ring: &mut dyn Collective,
+    ) -> Result<Stepped, StepError> {
+        let own = batch.sample_ids.len();
         let loss_sum = match own {
             0 => 0.0,
             _ => self.backward(batch, planned)?,
@@ -113,15 +138,6 @@ impl Learner {
         if !stepped.loss_sum.is_finite() {
             let (loss, samples) = (stepped.loss_sum, batch.sample_ids.clone());
             return Err(StepError::NotFinite { loss, position, samples });
-        }
-        // A batch of which nothing could be read moves nothing.
-        if stepped.samples > 0 {
-            if stepped.samples != planned {
-                self.gradients.scale(planned as f64 / stepped.samples as f64);
-            }
-            self.sgd.step(stepped.learning_rate)?;
-            self.gradients.load_buffers();
-            self.model.count_step();
         }
         Ok(stepped)
     }

@@ -19,19 +19,23 @@ use relabel_core::{
 
 use super::inputs::{InputError, Inputs};
 use super::learner::{Learner, StepError};
+use super::samples::SampleLog;
 use super::saver::{self, Save, Saver};
 use super::transfer::{self, Tally};
-use crate::checkpoint::{CheckpointError, Progress, State};
+use crate::checkpoint::{self, CheckpointError, Progress, State};
 use crate::collective::tcp::{Membership, Ring, Timeouts};
 use crate::collective::{AbortHandle, Collective, Solo};
 use crate::data::DataError;
 use crate::model::ModelError;
-use crate::samples::SampleLog;
 use crate::session::{Session, SessionError};
 use crate::torch::TorchError;
 
 /// How long a new ring may take to stand.
 const RING_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long a worker that cannot go on waits for the run to end, so that the coordinator can have saved
+/// what it holds.
+const LAST_WORDS: Duration = Duration::from_secs(60);
 
 /// Why a worker ends before its run does.
 #[derive(Debug, thiserror::Error)]
@@ -219,25 +223,34 @@ impl<'a> Trainer<'a> {
         if let Some(restore) = restore {
             let folder = self.setup.run_dir.join("checkpoints");
             self.held = None;
-            if let Err(error) = self.restore(&folder, &restore.file, &restore.blake3, position) {
-                let (file, reason) = (restore.file, error.to_string());
-                self.session.reports().send(FromWorker::RestoreFailed { generation, file, reason });
-                return Ok(Next::Left);
+            match self.restore(&folder, &restore.file, &restore.blake3, position) {
+                // An older one may do. Whatever else is wrong would be wrong with that one too.
+                Err(error) if error.is_of_the_file() => {
+                    let (file, reason) = (restore.file, error.to_string());
+                    self.session.reports().send(FromWorker::RestoreFailed { generation, file, reason });
+                    return Ok(Next::Left);
+                }
+                restored => restored?,
             }
         }
         let joined = self.join(rank, &peers, generation, token, abort).and_then(|mut ring| {
-            if rank != source {
+            let shared = transfer::share(&self.learner, self.tally, source.0, &mut *ring);
+            let (tally, state) = shared.map_err(|error| error.to_string())?;
+            if let Some(state) = state {
+                // From here on it is neither the old state nor the new.
                 self.held = None;
+                let restored = state.restore(&mut self.learner.model, &mut self.learner.sgd);
+                restored.map_err(|error| error.to_string())?;
             }
-            let shared = transfer::share(&mut self.learner, self.tally, source.0, &mut *ring);
-            self.tally = shared.map_err(|error| error.to_string())?;
+            self.tally = tally;
             Ok(ring)
         });
         match joined {
             Ok(ring) => {
                 self.formation = Some(Member { ring, shard, reporter: rank.0 == 0 });
                 self.held = Some(position);
-                self.session.reports().send(FromWorker::Ready { generation, held: position });
+                let epoch_loss = self.tally.mean();
+                self.session.reports().send(FromWorker::Ready { generation, held: position, epoch_loss });
                 Ok(Next::Continue)
             }
             Err(reason) => {
@@ -275,11 +288,34 @@ impl<'a> Trainer<'a> {
         blake3: &str,
         position: Position,
     ) -> Result<(), CheckpointError> {
-        let state = saver::restore(folder, file, blake3)?;
+        let state = checkpoint::load_verified(&folder.join(file), blake3)?;
         state.restore(&mut self.learner.model, &mut self.learner.sgd)?;
         self.tally = Tally::from_metadata(&state.metadata);
         tracing::info!("restored {file}, {position}");
         Ok(())
+    }
+
+    /// Tells the coordinator why this worker cannot go on, saves what it holds if it is told to, and waits
+    /// until the run has ended.
+    pub fn give_up(&mut self, error: &TrainError) {
+        // The peers are let go.
+        self.formation = None;
+        self.duties.clear();
+        self.session.reports().send(FromWorker::Fault { reason: error.to_string() });
+        let until = Instant::now() + LAST_WORDS;
+        while let Some(left) = until.checked_duration_since(Instant::now()) {
+            match self.session.next_order_within(left) {
+                Ok(Some(ToWorker::Checkpoint { duty, at, best, top1 })) => {
+                    self.duties.push_back(Duty { id: duty, at, best, top1 });
+                    if let Err(error) = self.do_duties() {
+                        let reason = error.to_string();
+                        self.session.reports().send(FromWorker::CheckpointFailed { duty, reason });
+                    }
+                }
+                Ok(Some(ToWorker::Finish { .. })) | Ok(None) | Err(_) => return,
+                Ok(Some(_)) => {}
+            }
+        }
     }
 
     /// Gives the ring up and reports what is held.
@@ -299,8 +335,8 @@ impl<'a> Trainer<'a> {
         // The end of an epoch may be saved as the beginning of the next.
         let turns = |at: Position| held.step == end && at == Position { epoch: held.epoch + 1, step: 0 };
         let due = |duty: &Duty| held >= duty.at || turns(duty.at);
-        while let Some(duty) = self.duties.front().is_some_and(due).then(|| self.duties.pop_front()).flatten()
-        {
+        // A later order may come due before an earlier one: a stop does not wait for the next checkpoint.
+        while let Some(duty) = self.duties.iter().position(due).and_then(|next| self.duties.remove(next)) {
             let (position, tally) = match held >= duty.at {
                 true => (held, self.tally),
                 false => (duty.at, Tally::default()),
