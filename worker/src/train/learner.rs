@@ -152,3 +152,63 @@ impl Learner {
         Ok(loss.double_value(&[]))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tch::Tensor;
+
+    use super::*;
+    use crate::collective::{AbortHandle, Solo};
+
+    fn learner() -> Learner {
+        let mut config = Config::default();
+        config.model.arch = "resnet18".into();
+        config.data.image_size = 32;
+        config.optim.warmup.epochs = 0;
+        Learner::new(&config, 3, 10, Device::Cpu).unwrap()
+    }
+
+    /// `n` images of 32 pixels a side and as many one-hot targets.
+    fn batch(n: usize) -> Batch {
+        let images = (0..n * 32 * 32 * 3).map(|i| (i % 17) as f32 / 8.0 - 1.0).collect();
+        let targets = (0..n * 3).map(|i| f32::from(u8::from(i % 3 == 0))).collect();
+        Batch { step: 0, sample_ids: (0..n as u32).collect(), images, targets, skipped: vec![] }
+    }
+
+    fn tensors(learner: &Learner) -> Vec<Tensor> {
+        let all = learner.model.state_dict().into_iter().chain(learner.sgd.state());
+        all.map(|(_, tensor)| tensor.copy()).collect()
+    }
+
+    #[test]
+    fn a_step_that_fails_leaves_the_state_as_it_was() {
+        let mut learner = learner();
+        let at = Position { epoch: 0, step: 0 };
+        learner.step(&batch(4), 4, at, &mut Solo::default()).unwrap();
+        let before = tensors(&learner);
+
+        let abort = AbortHandle::new();
+        abort.abort("a peer is gone");
+        let failed = learner.step(&batch(4), 4, at, &mut Solo::new(abort));
+        assert!(matches!(failed, Err(StepError::Collective(_))));
+        let mut poisoned = batch(4);
+        poisoned.images[5] = f32::NAN;
+        let failed = learner.step(&poisoned, 4, at, &mut Solo::default());
+        assert!(matches!(failed, Err(StepError::NotFinite { .. })));
+        assert!(before == tensors(&learner));
+
+        learner.step(&batch(4), 4, at, &mut Solo::default()).unwrap();
+        assert!(before != tensors(&learner), "a step that is done moves it");
+    }
+
+    #[test]
+    fn a_slice_of_one_small_image_leaves_the_statistics_finite() {
+        // The last stage of a ResNet sees 32 pixels as one: a variance over one value is not a number.
+        let mut learner = learner();
+        learner.step(&batch(1), 1, Position { epoch: 0, step: 0 }, &mut Solo::default()).unwrap();
+        for (name, tensor) in learner.model.state_dict() {
+            assert!(tensor.isfinite().all().int64_value(&[]) == 1, "{name}");
+        }
+    }
+}
