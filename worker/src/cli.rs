@@ -73,8 +73,8 @@ pub struct InspectArgs {
 
 #[derive(Subcommand)]
 enum Inspect {
-    /// Pool a label map over a crop and show its top classes
-    LabelMap(worker::labels::inspect::InspectArgs),
+    /// Show a label map (.pt) and the targets that it gives for crops
+    LabelMap(worker::labels::inspect::LabelMapArgs),
     /// Show where a checkpoint of ours stands and what it holds, its checksums verified
     Checkpoint(worker::weights::inspect::FileArgs),
     /// Show the tensors of a file of weights: .pth, .safetensors or a checkpoint
