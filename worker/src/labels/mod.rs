@@ -1,8 +1,8 @@
 //! Localized multi-label targets: label maps read from disk and pooled over a training crop.
 //!
 //! A training image's map stands at `<relabel.path>/<class folder>/<image stem>.pt`. On the way of a
-//! sample: [`pickle`] and [`pt`] read the file, [`LabelMap`] is its checked content, [`pool`] makes the
-//! crop's target of it. Knows nothing of libtorch, and runs no code that a file brings along.
+//! sample: [`crate::pt`] reads the file, [`LabelMap`] is its checked content, [`pool`] makes the crop's
+//! target of it. Knows nothing of libtorch, and runs no code that a file brings along.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,10 +14,8 @@ use crate::data::{CropBox, ImageSize};
 
 pub mod inspect;
 mod label_map;
-pub mod pickle;
 pub mod pool;
 mod presence;
-pub mod pt;
 
 pub use label_map::{LabelMap, MapError, Stored};
 
