@@ -3,7 +3,7 @@
 //! - [`config`] reads the options, [`run_dir`] opens the run's folder and its [`journal`].
 //! - [`driver`] is the one task that owns the core; [`service`] is its gRPC side.
 //! - [`report`] shows what the core observes, through [`progress`] and [`metrics`].
-//! - [`local`] starts and watches workers on this machine, by [`launch`].
+//! - [`launch`] starts and watches workers on this machine.
 //! - [`admin`] is the other side: `coordinator status` and `coordinator stop`.
 
 mod admin;
@@ -12,7 +12,6 @@ mod config;
 mod driver;
 mod journal;
 mod launch;
-mod local;
 mod metrics;
 mod progress;
 mod report;
@@ -43,17 +42,7 @@ fn main() -> ExitCode {
         Err(error) => return fail(1, &anyhow::Error::new(error).context("cannot start the runtime")),
     };
     let ended = match cli.command {
-        None => {
-            let file = cli.run.config.config.as_deref();
-            let resolved = match config::load(file, config::environment(), &overrides) {
-                Ok(resolved) => resolved,
-                Err(error) => return fail(USAGE, &error.into()),
-            };
-            for note in &resolved.notes {
-                tracing::warn!("{note}");
-            }
-            runtime.block_on(run::run(cli.run, resolved, screen))
-        }
+        None => runtime.block_on(run::run(cli.run, &overrides, screen)),
         Some(_) if !overrides.is_empty() => {
             return fail(
                 USAGE,
@@ -63,7 +52,10 @@ fn main() -> ExitCode {
         Some(Command::Status(args)) => runtime.block_on(admin::status(args)),
         Some(Command::Stop(args)) => runtime.block_on(admin::stop(args)),
     };
-    ended.unwrap_or_else(|error| fail(if error.is::<run_dir::RunDirError>() { USAGE } else { 1 }, &error))
+    ended.unwrap_or_else(|error| {
+        let usage = error.is::<run_dir::RunDirError>() || error.is::<config::ConfigError>();
+        fail(if usage { USAGE } else { 1 }, &error)
+    })
 }
 
 /// One line: the causes after the words that they explain.

@@ -31,6 +31,7 @@ struct Window {
     loss_sum: f64,
     duration: Duration,
     data_wait: Duration,
+    skipped: u64,
 }
 
 impl Report {
@@ -90,6 +91,7 @@ impl Report {
         window.loss_sum += step.loss * step.samples as f64;
         window.duration += step.duration;
         window.data_wait += step.data_wait;
+        window.skipped += step.skipped;
         let rate = window.samples as f64 / window.duration.as_secs_f64().max(1e-9);
         let done = step.position.step + 1;
         self.progress.train_step(&TrainStep {
@@ -113,20 +115,38 @@ impl Report {
             lr: step.learning_rate,
             images_per_second: rate,
             data_wait: window.data_wait.as_secs_f64() / window.steps as f64,
+            skipped: window.skipped,
             time: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
         };
         self.record(|recorder| recorder.step(point));
     }
 
     fn epoch(&mut self, summary: &EpochSummary) {
-        let EpochSummary { epoch, train_loss, val_loss, top1, top5, best_top1, best_epoch, duration } =
-            *summary;
+        let EpochSummary {
+            epoch,
+            train_loss,
+            skipped,
+            val_loss,
+            top1,
+            top5,
+            best_top1,
+            best_epoch,
+            duration,
+        } = *summary;
         let (top1, top5, best_top1) = (100.0 * top1, 100.0 * top5, 100.0 * best_top1);
         let seconds = duration.as_secs_f64();
         self.best = Some((best_epoch, best_top1));
         let best = (best_top1, best_epoch);
         self.progress.epoch_done(&EpochDone { epoch, train_loss, val_loss, top1, top5, best, seconds });
-        let point = EpochPoint { epoch, train_loss, val_loss, top1, top5, best_top1, seconds };
+        if skipped > 0 {
+            let logs = self.run_dir.join("logs");
+            tracing::warn!(
+                "{skipped} unreadable images were left out of epoch {}; the workers' logs name them ({}, with --local)",
+                epoch + 1,
+                logs.display()
+            );
+        }
+        let point = EpochPoint { epoch, train_loss, skipped, val_loss, top1, top5, best_top1, seconds };
         self.record(|recorder| recorder.epoch(point));
     }
 

@@ -12,12 +12,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::cli::RunArgs;
-use crate::config::Resolved;
+use crate::config;
 use crate::driver::{Driver, Input, Queue, Terms};
-use crate::local::Local;
+use crate::launch::{self, Local};
 use crate::progress::Screen;
 use crate::report::Report;
-use crate::run_dir::RunDir;
+use crate::run_dir::{RunDir, Start};
 use crate::service;
 
 /// How long a stop waits for its checkpoint.
@@ -26,12 +26,29 @@ const STOP_DEADLINE: Duration = Duration::from_secs(60);
 /// How long workers may take to leave after the run is over.
 const FAREWELL: Duration = Duration::from_secs(10);
 
-/// Runs until the run is over. Nothing is left behind by a run that cannot begin.
-pub async fn run(args: RunArgs, mut resolved: Resolved, screen: Screen) -> Result<ExitCode> {
-    let config = &mut resolved.config;
+/// Runs until the run is over. What can be wrong with a command line is found before anything is written.
+pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) -> Result<ExitCode> {
+    let worker = args.local.then(launch::worker_program).transpose()?;
+    let file = args.config.config.as_deref();
+    let fresh = match args.resume {
+        true => None,
+        false => Some(config::load(None, file, config::environment(), overrides)?),
+    };
     let listener = listen(args.listen()).await?;
     let address = listener.local_addr().context("cannot tell the address that was bound")?;
-    let mut folder = RunDir::open(args.run_dir.as_deref(), args.resume, &config.model.arch)?;
+    let start = fresh.as_ref().map_or(Start::Resumed, |fresh| Start::New { arch: &fresh.config.model.arch });
+    let mut folder = RunDir::open(args.run_dir.as_deref(), start)?;
+    let mut resolved = match (fresh, &folder.began) {
+        (Some(fresh), _) => fresh,
+        (None, began) => {
+            let began = began.as_ref().map(|began| (folder.path.as_path(), &began.config));
+            config::load(began, file, config::environment(), overrides)?
+        }
+    };
+    for note in &resolved.notes {
+        tracing::warn!("{note}");
+    }
+    let config = &mut resolved.config;
     if let Some(began) = &folder.began {
         for change in began.reconcile(config)? {
             tracing::warn!("{change}");
@@ -76,9 +93,9 @@ pub async fn run(args: RunArgs, mut resolved: Resolved, screen: Screen) -> Resul
     let server = tokio::spawn(server);
 
     tracing::info!("run {run_id} in {}, listening on {address}", folder.path.display());
-    let mut local = match args.local {
-        true => Some(Local::start(args.workers, args.threads, address, &run_dir).await?),
-        false => {
+    let mut local = match worker {
+        Some(program) => Some(Local::start(program, args.workers, args.threads, address, &run_dir).await?),
+        None => {
             let port = address.port();
             tracing::info!("waiting for {} workers: worker --coordinator http://HOST:{port}", args.workers);
             None
@@ -118,7 +135,8 @@ async fn drive(
             outcome = &mut driving => return Ok((outcome, signalled)),
             _ = interrupt.recv() => {
                 signalled = Some(2);
-                Event::Stop { reason: "SIGINT; once more ends the run without waiting".into() }
+                tracing::info!("interrupted: saving a checkpoint first; once more ends the run without waiting");
+                Event::Stop { reason: "SIGINT".into() }
             }
             // A batch system may send it to the process and to its group: once is meant.
             _ = terminate.recv(), if signalled.is_none() => {

@@ -12,7 +12,8 @@ const RUNS: &str = "runs";
 
 /// Options that a resumed run has to keep: with others its position and the order of its samples would
 /// mean something else, or its state would not fit.
-const FIXED: [&str; 4] = ["compute.seed", "model.arch", "optim.optimizer", "optim.batch_size"];
+const FIXED: [&str; 5] =
+    ["compute.seed", "model.arch", "model.num_classes", "optim.optimizer", "optim.batch_size"];
 
 /// Why a run directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +26,8 @@ pub enum RunDirError {
         "{key} is {now} but this run began with {then}: leave it as it was, or start a new run in another --run-dir"
     )]
     Changed { key: &'static str, now: String, then: String },
+    #[error("no checkpoint in {} is whole any more: start afresh in another --run-dir", .0.display())]
+    NothingWhole(PathBuf),
     #[error("cannot read the run directories in {}: {source}", path.display())]
     List { path: PathBuf, source: std::io::Error },
     #[error("the configuration in the journal of {} cannot be read: {source}; resume with the version that wrote it", path.display())]
@@ -42,6 +45,15 @@ pub struct RunDir {
     pub began: Option<Began>,
 }
 
+/// Which run a folder is opened for.
+#[derive(Debug, Clone, Copy)]
+pub enum Start<'a> {
+    /// A new one; a folder that is not named is named after its architecture.
+    New { arch: &'a str },
+    /// The one that the folder holds.
+    Resumed,
+}
+
 /// The beginning of a run, as its journal has it.
 pub struct Began {
     pub run_id: String,
@@ -49,23 +61,23 @@ pub struct Began {
 }
 
 impl RunDir {
-    /// Opens `named`, or else the newest (to resume) or a new folder under `runs/`, named after `arch`.
+    /// Opens `named`, or else the newest (to resume) or a new folder under `runs/`.
     ///
     /// # Errors
     /// A folder that holds a run and is not to be resumed, or the other way round; one that another
     /// coordinator holds; a journal that is damaged.
-    pub fn open(named: Option<&Path>, resume: bool, arch: &str) -> Result<Self, RunDirError> {
-        let path = match (named, resume) {
+    pub fn open(named: Option<&Path>, start: Start<'_>) -> Result<Self, RunDirError> {
+        let path = match (named, start) {
             (Some(path), _) => path.to_path_buf(),
-            (None, true) => {
+            (None, Start::Resumed) => {
                 numbered()?.pop().map(|(_, path)| path).ok_or_else(|| RunDirError::Nothing(RUNS.into()))?
             }
-            (None, false) => {
+            (None, Start::New { arch }) => {
                 let next = numbered()?.pop().map_or(1, |(number, _)| number + 1);
                 Path::new(RUNS).join(format!("{next:04}-{arch}"))
             }
         };
-        if resume && !path.is_dir() {
+        if matches!(start, Start::Resumed) && !path.is_dir() {
             return Err(RunDirError::Nothing(path));
         }
         let (journal, facts) = Journal::open(&path)?;
@@ -73,17 +85,21 @@ impl RunDir {
             Fact::Started { run_id, config, .. } => Some((run_id.clone(), config)),
             _ => None,
         });
-        let began = match (began, resume) {
-            (Some(_), false) => return Err(RunDirError::Taken(path)),
-            (None, true) => return Err(RunDirError::Nothing(path)),
-            (None, false) => None,
-            (Some((run_id, json)), true) => {
+        let began = match (began, start) {
+            (Some(_), Start::New { .. }) => return Err(RunDirError::Taken(path)),
+            (None, Start::Resumed) => return Err(RunDirError::Nothing(path)),
+            (None, Start::New { .. }) => None,
+            (Some((run_id, json)), Start::Resumed) => {
                 let read = serde_json::from_str(json);
                 let config = read.map_err(|source| RunDirError::OldConfig { path: path.clone(), source })?;
                 Some(Began { run_id, config })
             }
         };
-        Ok(Self { path, journal, history: History::replay(&facts), began })
+        let history = History::replay(&facts);
+        if history.saved && history.checkpoints.is_empty() {
+            return Err(RunDirError::NothingWhole(path));
+        }
+        Ok(Self { path, journal, history, began })
     }
 }
 

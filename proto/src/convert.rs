@@ -73,6 +73,7 @@ pub fn from_worker(message: v1::WorkerMessage) -> Result<FromWorker, Invalid> {
         Up::Ready(m) => FromWorker::Ready {
             generation: Generation(m.generation),
             held: required(m.held, "Ready.held")?.into(),
+            epoch_loss: m.epoch_loss,
         },
         Up::RestoreFailed(m) => {
             FromWorker::RestoreFailed { generation: Generation(m.generation), file: m.file, reason: m.reason }
@@ -144,10 +145,17 @@ pub fn welcome(welcome: Welcome) -> v1::CoordinatorMessage {
 }
 
 /// What the coordinator says: the first message is a welcome, every other one an order.
-pub fn to_worker(message: v1::CoordinatorMessage) -> Result<Result<ToWorker, Welcome>, Invalid> {
-    Ok(Ok(match required(message.message, "CoordinatorMessage.message")? {
+#[derive(Debug, Clone, PartialEq)]
+pub enum Told {
+    Welcome(Welcome),
+    Order(ToWorker),
+}
+
+/// What the coordinator said.
+pub fn to_worker(message: v1::CoordinatorMessage) -> Result<Told, Invalid> {
+    Ok(Told::Order(match required(message.message, "CoordinatorMessage.message")? {
         Down::Welcome(m) => {
-            return Ok(Err(Welcome {
+            return Ok(Told::Welcome(Welcome {
                 rank: Rank(m.rank),
                 world: m.world,
                 run_id: m.run_id,
@@ -309,8 +317,8 @@ impl From<FromWorker> for v1::WorkerMessage {
                 val_fingerprint: d.val_fingerprint,
                 classes: d.classes,
             }),
-            FromWorker::Ready { generation, held } => {
-                Up::Ready(v1::Ready { generation: generation.0, held: Some(held.into()) })
+            FromWorker::Ready { generation, held, epoch_loss } => {
+                Up::Ready(v1::Ready { generation: generation.0, held: Some(held.into()), epoch_loss })
             }
             FromWorker::RestoreFailed { generation, file, reason } => {
                 Up::RestoreFailed(v1::RestoreFailed { generation: generation.0, file, reason })

@@ -11,7 +11,7 @@ pub mod v1 {
     tonic::include_proto!("relabel.v1");
 }
 
-pub use convert::{FirstMessage, Invalid, Welcome, from_worker, hello, status, to_worker, welcome};
+pub use convert::{FirstMessage, Invalid, Told, Welcome, from_worker, hello, status, to_worker, welcome};
 
 /// The version that coordinator and workers must share: the protocol and the meaning of every option
 /// move with it.

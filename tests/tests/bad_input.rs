@@ -3,7 +3,9 @@
 
 use std::process::Command;
 
-use relabel_tests::{Running, Scratch, consumed, metrics, program, run, sorted, start};
+use relabel_tests::{
+    Running, Scratch, assert_same_curve, consumed, losses, metrics, program, run, sorted, start,
+};
 
 /// Runs one local worker into a failure and returns the line that tells it.
 fn failure(scratch: &Scratch, name: &str, options: &[&str]) -> String {
@@ -66,9 +68,70 @@ fn data_that_cannot_be_used() {
     let ended = run(command);
     assert!(ended.status.success(), "{}", ended.stderr);
     assert_eq!(consumed(&scratch.path("r8"))[&0].len(), 7, "all but the truncated one");
+    assert_eq!(metrics(&scratch.path("r8"), "epoch")[0]["skipped"], 1);
+    assert!(ended.stderr.contains("1 unreadable images were left out of epoch 1"), "{}", ended.stderr);
     let logs: String =
         sorted(&scratch.path("r8/logs")).iter().map(|log| std::fs::read_to_string(log).unwrap()).collect();
     assert!(logs.contains("left out of epoch 1") && logs.contains(image.to_str().unwrap()), "{logs}");
+}
+
+#[test]
+fn a_fault_in_the_middle_of_an_epoch_loses_nothing() {
+    let scratch = Scratch::with_data(80, 8);
+    let local = |name: &str| {
+        let mut command = scratch.local(name, 1);
+        command.args(["--optim.epochs", "1"]);
+        command
+    };
+    assert!(run(local("undisturbed")).status.success());
+    // The same seed comes to the same image, in the last of five steps.
+    let recorded = &sorted(&scratch.path("undisturbed/samples"))[0];
+    let recorded = std::fs::read_to_string(recorded).unwrap();
+    let last: usize = recorded.lines().last().unwrap().split(' ').next_back().unwrap().parse().unwrap();
+    let classes = sorted(&scratch.path("data/train"));
+    let image = &classes.iter().flat_map(|class| sorted(class)).nth(last).unwrap();
+    let whole = std::fs::read(image).unwrap();
+    std::fs::write(image, &whole[..whole.len() / 2]).unwrap();
+
+    let ended = run(local("run"));
+    let line = ended.last_line(1);
+    assert_says(line, &[image.to_str().unwrap(), "truncated", "carry on from epoch 1, step 4 with --resume"]);
+    std::fs::write(image, whole).unwrap();
+    // The run's own options need not be said again.
+    let mut command = Command::new(program("coordinator"));
+    command.args(["--resume", "--local", "--run-dir"]).arg(scratch.path("run"));
+    let resumed = run(command);
+    assert!(resumed.status.success(), "{}", resumed.stderr);
+    assert_same_curve(&losses(&scratch.path("undisturbed")), &losses(&scratch.path("run")), 1e-5);
+    let epoch = |name: &str| metrics(&scratch.path(name), "epoch")[0]["train_loss"].as_f64().unwrap();
+    assert!((epoch("run") - epoch("undisturbed")).abs() < 1e-5, "the epoch's mean counts both lives");
+}
+
+#[test]
+fn a_resume_that_cannot_restore_keeps_its_checkpoints() {
+    let scratch = Scratch::with_data(32, 8);
+    assert!(run(scratch.local("run", 1)).status.success());
+    let resume = |options: &[&str]| {
+        let mut command = scratch.local("run", 1);
+        command.args(["--resume", "--optim.epochs", "4"]).args(options);
+        run(command)
+    };
+    assert_says(resume(&["--model.num_classes", "7"]).last_line(2), &["model.num_classes is 7", "none"]);
+    // The folder of the checkpoints is not where it was.
+    let (folder, aside) = (scratch.path("run/checkpoints"), scratch.path("run/aside"));
+    std::fs::rename(&folder, &aside).unwrap();
+    assert_says(
+        resume(&[]).last_line(1),
+        &["checkpoints/resnet18-e0003-s000000.safetensors", "No such file"],
+    );
+    let _ = std::fs::remove_dir(&folder);
+    std::fs::rename(&aside, &folder).unwrap();
+    let resumed = resume(&[]);
+    assert!(resumed.status.success(), "{}", resumed.stderr);
+    assert!(resumed.stderr.contains("going on from checkpoint resnet18-e0003"), "{}", resumed.stderr);
+    let steps = metrics(&scratch.path("run"), "step");
+    let numbers: Vec<_> = steps.iter().map(|step| step["global_step"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, (0..8).collect::<Vec<_>>());
 }
 
 #[test]

@@ -63,7 +63,7 @@ fn the_number_of_workers_does_not_change_the_curve() {
     }
     let [one, three] = ["one", "three"].map(|name| losses(&scratch.path(name)));
     assert_eq!(one.len(), 8);
-    assert_same_curve(&one, &three, 2e-3);
+    assert_same_curve(&one, &three, 1e-5);
     let [one, three] = ["one", "three"].map(|name| metrics(&scratch.path(name), "epoch"));
     for (one, three) in one.iter().zip(&three) {
         assert_eq!(one["top1"], three["top1"], "validation does not depend on who does it");
@@ -165,7 +165,7 @@ fn a_stop_saves_and_a_resume_goes_on() {
     kill(running.pid(), Signal::SIGTERM).unwrap();
     let ended = running.wait();
     assert_eq!(ended.status.code(), Some(143), "{}", ended.stderr);
-    assert!(ended.stderr.contains("go on from epoch 1, step"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("go on from epoch"), "{}", ended.stderr);
     let before = losses(&run_dir).len();
     assert!(before < 12, "it ended before it was stopped");
 

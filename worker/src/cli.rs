@@ -27,6 +27,8 @@ pub enum Command {
     Synth(worker::synth::SynthArgs),
     /// Show what is in a file
     Inspect(InspectArgs),
+    /// Write weights as torch and torchvision load them
+    Export(worker::weights::export::ExportArgs),
 }
 
 /// Training
@@ -71,14 +73,20 @@ pub struct InspectArgs {
 
 #[derive(Subcommand)]
 enum Inspect {
-    /// Pool a label map over a crop and show its top classes
-    LabelMap(worker::labels::inspect::InspectArgs),
+    /// Show a label map (.pt) and the targets that it gives for crops
+    LabelMap(worker::labels::inspect::LabelMapArgs),
+    /// Show where a checkpoint of ours stands and what it holds, its checksums verified
+    Checkpoint(worker::weights::inspect::FileArgs),
+    /// Show the tensors of a file of weights: .pth, .safetensors or a checkpoint
+    Weights(worker::weights::inspect::FileArgs),
 }
 
 impl InspectArgs {
     pub fn run(&self) -> anyhow::Result<()> {
         match &self.what {
             Inspect::LabelMap(args) => worker::labels::inspect::run(args),
+            Inspect::Checkpoint(args) => worker::weights::inspect::checkpoint(args),
+            Inspect::Weights(args) => worker::weights::inspect::weights(args),
         }
     }
 }

@@ -17,7 +17,6 @@ pub mod labels;
 pub mod model;
 pub mod optim;
 pub mod pt;
-pub mod samples;
 pub mod session;
 pub mod synth;
 pub mod torch;

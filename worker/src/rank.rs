@@ -1,6 +1,6 @@
 //! A worker's life: meet the coordinator, open the data, follow orders, say how it ended.
 
-use std::net::{IpAddr, Ipv4Addr, TcpListener, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use relabel_config::Config;
 use relabel_core::{FromWorker, Hello, Outcome, Rank, ToWorker};
-use worker::session::Session;
+use worker::session::{self, Session};
 use worker::train::trainer::{Setup, TrainError, Trainer};
 
 use crate::cli::TrainArgs;
 
-/// How long a worker that has failed waits for the coordinator to take note of why.
+/// How long a worker whose data cannot be used waits for the coordinator to take note of why.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Runs as a rank until the run is over.
@@ -46,19 +46,21 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         listener,
         run_dir,
     };
-    match Trainer::new(&session, setup).and_then(|mut trainer| trainer.run()) {
+    let trained = Trainer::new(&session, setup);
+    let trained = trained.inspect_err(|error| last_words(&session, error)).and_then(|mut trainer| {
+        trainer.run().inspect_err(|error| match error {
+            TrainError::Session(_) => {}
+            _ => trainer.give_up(error),
+        })
+    });
+    match trained {
         Ok(Outcome::Done) => Ok(ExitCode::SUCCESS),
         Ok(Outcome::Interrupted { reason, .. }) => {
             tracing::info!("the run was stopped: {reason}");
             Ok(ExitCode::SUCCESS)
         }
         Ok(Outcome::Failed { reason }) => bail!("the run has failed: {reason}"),
-        Err(error) => {
-            if !matches!(error, TrainError::Session(_)) {
-                last_words(&session, &error);
-            }
-            Err(error.into())
-        }
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -77,11 +79,13 @@ fn last_words(session: &Session, error: &TrainError) {
 /// Opens this rank's end of the ring, and says how its peers reach it: by `--advertise`, else by the
 /// address that this host uses towards the coordinator.
 fn ring_listener(args: &TrainArgs) -> Result<(TcpListener, String)> {
-    let local = local_address(&args.coordinator);
+    let patience = Duration::from_secs(args.connect_timeout);
+    let local = local_address(session::resolve(&args.coordinator, patience)?);
     let loopback = local.is_some_and(|ip| ip.is_loopback()) && args.advertise.is_none();
     let bind = match (loopback, local) {
         // Nobody else can be meant to reach it.
         (true, Some(ip)) => ip,
+        (_, Some(IpAddr::V6(_))) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
     };
     let listener =
@@ -89,7 +93,7 @@ fn ring_listener(args: &TrainArgs) -> Result<(TcpListener, String)> {
     let port = listener.local_addr().context("cannot tell the port of the ring")?.port();
     let address = match (&args.advertise, local) {
         (Some(host), _) => format!("{host}:{port}"),
-        (None, Some(ip)) => std::net::SocketAddr::new(ip, port).to_string(),
+        (None, Some(ip)) => SocketAddr::new(ip, port).to_string(),
         (None, None) => bail!(
             "cannot tell by which address the other workers reach this host: name it with --advertise HOST, and check \
              --coordinator {}",
@@ -100,16 +104,10 @@ fn ring_listener(args: &TrainArgs) -> Result<(TcpListener, String)> {
 }
 
 /// The address of this host on the way to the coordinator. Nothing is sent to find out.
-fn local_address(coordinator: &str) -> Option<IpAddr> {
-    let authority = coordinator.split("://").last()?.split('/').next()?;
-    let target = match authority.rsplit_once(':') {
-        Some((_, port)) if port.parse::<u16>().is_ok() => authority.to_string(),
-        _ => format!("{authority}:{}", relabel_proto::DEFAULT_PORT),
-    };
-    let target = target.to_socket_addrs().ok()?.next()?;
-    let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+fn local_address(coordinator: SocketAddr) -> Option<IpAddr> {
+    let any = if coordinator.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any).ok()?;
-    socket.connect(target).ok()?;
+    socket.connect(coordinator).ok()?;
     Some(socket.local_addr().ok()?.ip())
 }
 

@@ -2,13 +2,14 @@
 //! training thread is doing, hands orders over in their sequence, and makes a collective that is under
 //! way give up as soon as its generation is over.
 
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use relabel_core::{FromWorker, Generation, Hello, ToWorker};
 use relabel_proto::v1::session_client::SessionClient;
-use relabel_proto::{MAX_MESSAGE, Welcome, v1};
+use relabel_proto::{MAX_MESSAGE, Told, Welcome, v1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -102,8 +103,7 @@ impl Session {
     /// If the address is wrong, nobody answers, or the worker is refused (another version, a rank that is
     /// taken or does not exist, no free seat).
     pub fn open(url: &str, hello: Hello, patience: Duration) -> Result<(Self, Welcome), SessionError> {
-        let endpoint = Endpoint::from_shared(url.to_string())
-            .map_err(|e| SessionError::Address { url: url.into(), reason: e.to_string() })?
+        let endpoint = endpoint(url)?
             .connect_timeout(Duration::from_secs(5))
             .tcp_nodelay(true)
             .http2_keep_alive_interval(Duration::from_secs(10))
@@ -217,8 +217,8 @@ impl Task {
         let first = inbound.message().await.map_err(refusal)?;
         let first = first.ok_or_else(|| SessionError::Lost("it ended the stream at once".into()))?;
         match relabel_proto::to_worker(first)? {
-            Err(welcome) => Ok((welcome, inbound)),
-            Ok(_) => Err(relabel_proto::Invalid::Unexpected("an order before the welcome").into()),
+            Told::Welcome(welcome) => Ok((welcome, inbound)),
+            Told::Order(_) => Err(relabel_proto::Invalid::Unexpected("an order before the welcome").into()),
         }
     }
 
@@ -265,8 +265,8 @@ impl Task {
                 Err(status) => return SessionError::Lost(status.message().to_string()),
             };
             let order = match order {
-                Ok(Ok(order)) => order,
-                Ok(Err(_)) => return relabel_proto::Invalid::Unexpected("a second welcome").into(),
+                Ok(Told::Order(order)) => order,
+                Ok(Told::Welcome(_)) => return relabel_proto::Invalid::Unexpected("a second welcome").into(),
                 Err(invalid) => return invalid.into(),
             };
             match &order {
@@ -278,6 +278,48 @@ impl Task {
                 return SessionError::Lost("the worker has ended".into());
             }
         }
+    }
+}
+
+/// Where `url` leads; one without a scheme is taken for `http://`, one without a port for the default one.
+fn endpoint(url: &str) -> Result<Endpoint, SessionError> {
+    let whole = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+    let wrong = |reason: String| SessionError::Address { url: url.into(), reason };
+    let endpoint = Endpoint::from_shared(whole).map_err(|error| wrong(root_cause(&error)))?;
+    match (endpoint.uri().scheme_str(), endpoint.uri().host()) {
+        (Some("http"), Some(host)) if !host.is_empty() => match endpoint.uri().port_u16() {
+            Some(_) => Ok(endpoint),
+            None => Endpoint::from_shared(format!("http://{host}:{}", relabel_proto::DEFAULT_PORT))
+                .map_err(|error| wrong(root_cause(&error))),
+        },
+        (Some("http"), _) => Err(wrong("it names no host".into())),
+        (scheme, _) => Err(wrong(format!("{} is not supported", scheme.unwrap_or("no scheme")))),
+    }
+}
+
+/// Waits until the host of `url` has an address, retrying like [`Session::open`]: a service's name may come
+/// after its users. The socket address of its first record.
+///
+/// # Errors
+/// An address that cannot be, or a name that stays unknown for `patience`.
+pub fn resolve(url: &str, patience: Duration) -> Result<SocketAddr, SessionError> {
+    let endpoint = endpoint(url)?;
+    let host = endpoint.uri().host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+    let port = endpoint.uri().port_u16().unwrap_or(relabel_proto::DEFAULT_PORT);
+    let began = Instant::now();
+    let mut pause = PAUSES.0;
+    loop {
+        let reason = match (host.as_str(), port).to_socket_addrs().map(|mut all| all.next()) {
+            Ok(Some(address)) => return Ok(address),
+            Ok(None) => "the name has no address".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        if began.elapsed() + pause > patience {
+            return Err(SessionError::Unreachable { url: url.into(), waited: patience, reason });
+        }
+        tracing::warn!("{host} is not known ({reason}); trying again in {pause:.1?}");
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(PAUSES.1);
     }
 }
 

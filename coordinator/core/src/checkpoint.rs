@@ -5,31 +5,46 @@ use std::collections::BTreeMap;
 use crate::{DutyId, History, Position, Settings, WorkerId};
 
 /// Orders to write a checkpoint that have not been answered. The state is the same on every rank after
-/// every step, so any worker could write; rank 0 does, and reads it back on a resume.
+/// every step, so any worker could write; the lowest rank that holds it does, rank 0 as a rule, which reads it back on a
+/// resume.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Duties {
     last: u64,
-    open: BTreeMap<DutyId, WorkerId>,
+    open: BTreeMap<DutyId, Duty>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Duty {
+    writer: WorkerId,
+    /// The epoch whose state is to be kept as the best.
+    best: Option<u32>,
 }
 
 impl Duties {
-    pub fn assign(&mut self, writer: WorkerId) -> DutyId {
+    /// `best` is the epoch whose state is to be kept as the best, if this is one.
+    pub fn assign(&mut self, writer: WorkerId, best: Option<u32>) -> DutyId {
         self.last += 1;
-        self.open.insert(DutyId(self.last), writer);
+        self.open.insert(DutyId(self.last), Duty { writer, best });
         DutyId(self.last)
     }
 
     /// Takes an answered duty off the list; false if there is no such duty of this writer.
     pub fn close(&mut self, duty: DutyId, writer: WorkerId) -> bool {
         match self.open.get(&duty) {
-            Some(assigned) if *assigned == writer => self.open.remove(&duty).is_some(),
+            Some(open) if open.writer == writer => self.open.remove(&duty).is_some(),
             _ => false,
         }
     }
 
-    /// Forgets what a lost worker was to write.
-    pub fn forget(&mut self, writer: WorkerId) {
-        self.open.retain(|_, assigned| *assigned != writer);
+    /// Forgets what a lost worker was to write; returns the epochs among it that were to be kept as the best.
+    pub fn forget(&mut self, writer: WorkerId) -> Vec<u32> {
+        let lost: Vec<_> = self.open.values().filter(|open| open.writer == writer).copied().collect();
+        self.open.retain(|_, open| open.writer != writer);
+        lost.into_iter().filter_map(|duty| duty.best).collect()
+    }
+
+    pub fn is_open(&self, duty: DutyId) -> bool {
+        self.open.contains_key(&duty)
     }
 
     pub fn is_empty(&self) -> bool {

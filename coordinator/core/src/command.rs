@@ -103,6 +103,8 @@ pub struct EpochSummary {
     pub epoch: u32,
     /// Mean training loss of the epoch.
     pub train_loss: f64,
+    /// Samples left out of it as unreadable, as far as this coordinator has seen.
+    pub skipped: u64,
     /// Mean cross entropy on the validation set, and shares of right answers in [0, 1].
     pub val_loss: f64,
     pub top1: f64,

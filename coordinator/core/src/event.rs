@@ -42,8 +42,9 @@ pub enum FromWorker {
     Heartbeat,
     /// It has indexed its data.
     Indexed(Dataset),
-    /// Its ring stands and its state is that of the formation's source. `held` is where that state is.
-    Ready { generation: Generation, held: Position },
+    /// Its ring stands and its state is that of the formation's source. `held` is where that state is,
+    /// `epoch_loss` the mean training loss of the steps of its epoch so far, if there are any.
+    Ready { generation: Generation, held: Position, epoch_loss: Option<f64> },
     /// It could not load the checkpoint that the formation named.
     RestoreFailed { generation: Generation, file: String, reason: String },
     /// It has done all steps before `position`; `steps` are those since its last report, oldest first.

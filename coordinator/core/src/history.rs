@@ -9,7 +9,7 @@ use crate::{Dataset, Restore, Written};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "fact", rename_all = "snake_case")]
 pub enum Fact {
-    /// The run began, with the configuration (as YAML) and the seed that it keeps.
+    /// The run began, with the configuration (as JSON) and the seed that it keeps.
     Started { run_id: String, version: String, seed: u64, config: String },
     /// The workers agreed on what the data set is.
     Agreed { dataset: Dataset },
@@ -19,6 +19,8 @@ pub enum Fact {
     Retired { files: Vec<String> },
     /// An epoch was validated.
     Validated { epoch: u32, top1: f64, top5: f64 },
+    /// The checkpoint of this epoch, the best so far, went with its writer.
+    BestLost { epoch: u32 },
     /// All epochs are done and saved.
     Finished,
 }
@@ -29,6 +31,8 @@ pub struct History {
     pub dataset: Option<Dataset>,
     /// Checkpoints that can be resumed from, oldest first.
     pub checkpoints: Vec<Written>,
+    /// Whether there has ever been one.
+    pub saved: bool,
     /// Top-1 of every validated epoch that the kept state can have come from, by epoch.
     pub validated: std::collections::BTreeMap<u32, f64>,
     pub finished: bool,
@@ -52,10 +56,14 @@ impl History {
                 // The same steps can be done and saved again after a fall back to an older file.
                 self.checkpoints.retain(|old| old.file != written.file);
                 self.checkpoints.push(written.clone());
+                self.saved = true;
             }
             Fact::Retired { files } => self.checkpoints.retain(|old| !files.contains(&old.file)),
             Fact::Validated { epoch, top1, .. } => {
                 self.validated.insert(*epoch, *top1);
+            }
+            Fact::BestLost { epoch } => {
+                self.validated.remove(epoch);
             }
             Fact::Finished => self.finished = true,
         }

@@ -31,8 +31,10 @@
 //!       ▲                                          │                      ▲ │                     │
 //!       └───────────── a worker lost, a ring broken┴──────────────────────┼─┘                     │
 //!                                                                         └──next epoch───────────┤
-//!   Ended ◀── last checkpoint committed ── Saving ◀──after the last epoch, or asked to stop───────┘
+//!   Ended ◀── last checkpoint committed ── Saving ◀──after the last epoch, or stopping────────────┘
 //! ```
+//!
+//! A stop or a fault while training has a checkpoint written and ends the run as soon as it is committed.
 
 mod command;
 mod event;

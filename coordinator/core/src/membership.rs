@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::{Dataset, Generation, Hello, Position, Rank, WorkerId};
+use crate::{Dataset, Hello, Position, Rank, WorkerId};
 
 /// Why a worker is not let in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -27,8 +27,8 @@ pub enum Rejection {
 pub(crate) enum Holding {
     /// It has not trained in this run.
     Nothing,
-    /// It has been told to leave this generation and has not yet said where it stands.
-    Asked(Generation),
+    /// It has been told to leave its generation and has not yet said where it stands.
+    Asked,
     /// It has done all steps before this position.
     At(Position),
 }

@@ -16,9 +16,12 @@ use crate::history::{Fact, History};
 use crate::membership::{Holding, Member, Membership};
 use crate::validation::Validation;
 use crate::{
-    Command, Event, FromWorker, Generation, Hello, Observation, Outcome, Position, Settings, Status,
+    Command, DutyId, Event, FromWorker, Generation, Hello, Observation, Outcome, Position, Settings, Status,
     ToWorker, WorkerId, WorkerStatus, shards,
 };
+
+/// A gap between two ticks that says that this process stood still: ticks come several times a second.
+const STALL: Duration = Duration::from_secs(1);
 
 /// A training run. See the crate's documentation for the way it goes.
 #[derive(Debug)]
@@ -30,6 +33,8 @@ pub struct Run {
     /// Why the run is in its phase, as words.
     reason: String,
     generation: Generation,
+    /// Whether this life of the coordinator has shown what is to be trained.
+    planned: bool,
     /// Generations in a row that came to nothing.
     failed_formations: u32,
     duties: Duties,
@@ -38,8 +43,11 @@ pub struct Run {
     loss: Option<f64>,
     /// Mean training loss of the epoch as of the last step shown.
     epoch_loss: f64,
+    epoch_skipped: u64,
     epoch_began: Duration,
     stopping: Option<Stopping>,
+    /// When time was last seen to pass.
+    ticked: Duration,
     /// The time of the event being handled, and the commands that it has led to.
     now: Duration,
     commands: Vec<Command>,
@@ -68,6 +76,10 @@ enum Phase {
 #[derive(Debug)]
 struct Stopping {
     reason: String,
+    /// The run ends as failed, with this reason, and not as interrupted.
+    failed: bool,
+    /// The checkpoint that it waits for.
+    duty: Option<DutyId>,
     since: Duration,
 }
 
@@ -81,13 +93,16 @@ impl Run {
             phase: Phase::Gathering { since: Duration::ZERO },
             reason: "waiting for workers".into(),
             generation: Generation::default(),
+            planned: false,
             failed_formations: 0,
             duties: Duties::default(),
             shown: Position::default(),
             loss: None,
             epoch_loss: f64::NAN,
+            epoch_skipped: 0,
             epoch_began: Duration::ZERO,
             stopping: None,
+            ticked: Duration::ZERO,
             now: Duration::ZERO,
             commands: Vec::new(),
         }
@@ -99,11 +114,12 @@ impl Run {
         self.now = now;
         match event {
             Event::Joined { worker, hello } => self.joined(worker, hello),
+            // Even then: the command to end may be among those that could not be carried out.
+            Event::Broken { reason } => self.fail(reason),
             _ if matches!(self.phase, Phase::Ended) => {}
             Event::Said { worker, message } => self.said(worker, message),
             Event::Left { worker, reason } => self.lost(worker, &reason),
             Event::Stop { reason } => self.stop(reason),
-            Event::Broken { reason } => self.fail(reason),
             Event::Tick => self.tick(),
         }
         std::mem::take(&mut self.commands)
@@ -136,7 +152,9 @@ impl Run {
         match message {
             FromWorker::Heartbeat => {}
             FromWorker::Indexed(dataset) => self.indexed(worker, dataset),
-            FromWorker::Ready { generation, held } => self.ready(worker, generation, held),
+            FromWorker::Ready { generation, held, epoch_loss } => {
+                self.ready(worker, generation, held, epoch_loss);
+            }
             FromWorker::RestoreFailed { generation, file, reason } => {
                 self.restore_failed(worker, generation, file, reason);
             }
@@ -152,7 +170,7 @@ impl Run {
             FromWorker::CheckpointFailed { duty, reason } => self.checkpoint_failed(worker, duty, &reason),
             FromWorker::Fault { reason } => {
                 let who = self.members.get(worker).map(Member::describe).unwrap_or_default();
-                self.fail(format!("{who}: {reason}"));
+                self.fault(worker, format!("{who}: {reason}"));
             }
         }
     }
@@ -160,18 +178,32 @@ impl Run {
     /// A worker is gone, or as good as gone.
     fn lost(&mut self, worker: WorkerId, reason: &str) {
         let Some(member) = self.members.remove(worker) else { return };
-        self.duties.forget(worker);
+        for epoch in self.duties.forget(worker) {
+            // It counts as the best no longer: no file holds it.
+            self.persist(Fact::BestLost { epoch });
+        }
+        if self.stopping.as_ref().is_some_and(|stopping| stopping.failed) && !self.stop_is_saving() {
+            // It alone was to save what it held.
+            return self.stopped();
+        }
         let who = member.describe();
         match self.phase {
             Phase::Gathering { .. } => {
                 self.warn(format!("{who} was lost: {reason}"));
                 self.phase = Phase::Gathering { since: self.now };
             }
+            // All is trained: nobody is needed but the one that writes.
+            Phase::Saving if !self.duties.is_empty() => self.warn(format!("{who} was lost: {reason}")),
             _ => self.regroup(format!("{who} was lost: {reason}")),
         }
     }
 
     fn tick(&mut self) {
+        if self.now.saturating_sub(self.ticked) > STALL {
+            // It was this process that stood still; what was said meanwhile is still to be read.
+            self.members.iter_mut().for_each(|(_, member)| member.last_heard = self.now);
+        }
+        self.ticked = self.now;
         let silent: Vec<_> = self
             .members
             .iter()
@@ -183,20 +215,36 @@ impl Run {
             self.command(Command::Expel { worker, reason: reason.clone() });
             self.lost(worker, &reason);
         }
+        if self.stopping.is_some() && self.members.len() == 0 {
+            return self.stopped();
+        }
         if let Some(stopping) = &self.stopping
             && self.now.saturating_sub(stopping.since) > self.settings.stop_deadline
         {
             self.warn("the checkpoint did not come within the deadline for stopping".into());
-            return self.interrupted();
+            return self.stopped();
         }
         if let Phase::Gathering { since } = self.phase
             && self.now.saturating_sub(since) > self.settings.wait_for_workers
-            && let Some(missing) = self.members.missing(self.settings.workers)
         {
-            self.fail(format!(
-                "waited {:.0} s (cluster.wait_for_workers) for {missing}: start it with `worker --coordinator URL`",
-                self.settings.wait_for_workers.as_secs_f64()
+            self.waited_enough();
+        }
+    }
+
+    /// Nobody has come, or said what it holds, for `cluster.wait_for_workers`.
+    fn waited_enough(&mut self) {
+        let seconds = self.settings.wait_for_workers.as_secs_f64();
+        if let Some(missing) = self.members.missing(self.settings.workers) {
+            return self.fail(format!(
+                "waited {seconds:.0} s (cluster.wait_for_workers) for {missing}: start it with `worker --coordinator URL`"
             ));
+        }
+        let silent = self.members.iter().filter(|(_, m)| matches!(m.holding, Holding::Asked));
+        for worker in silent.map(|(id, _)| id).collect::<Vec<_>>() {
+            let reason =
+                format!("it has not said for {seconds:.0} s (cluster.wait_for_workers) what it holds");
+            self.command(Command::Expel { worker, reason: reason.clone() });
+            self.lost(worker, &reason);
         }
     }
 

@@ -51,6 +51,12 @@ fn say(run: &mut Run, worker: u64, message: FromWorker) -> Vec<Command> {
     run.handle(at(0), Event::Said { worker: WorkerId(worker), message })
 }
 
+/// Lets time pass from second `from` to second `to` as the driver does, and returns what came of it.
+fn ticks(run: &mut Run, from: u64, to: u64) -> Vec<Command> {
+    let steps = (to - from) * 5;
+    (1..=steps).flat_map(|n| run.handle(at(from) + Duration::from_millis(200 * n), Event::Tick)).collect()
+}
+
 fn rejection(commands: &[Command]) -> Option<Rejection> {
     commands.iter().find_map(|c| match c {
         Command::Reject { rejection, .. } => Some(rejection.clone()),
@@ -163,17 +169,165 @@ fn one_worker_s_fault_ends_the_run_for_all() {
 }
 
 #[test]
+fn a_fault_in_training_saves_what_was_trained_first() {
+    let (mut run, _) = forming();
+    let ready = FromWorker::Ready { generation: Generation(1), held: Position::default(), epoch_loss: None };
+    say(&mut run, 1, ready.clone());
+    say(&mut run, 2, ready);
+    let position = Position { epoch: 0, step: 3 };
+    say(&mut run, 2, FromWorker::Progress { generation: Generation(1), position, steps: vec![] });
+    let fault = FromWorker::Fault { reason: "label map x.pt is missing".into() };
+    let commands = say(&mut run, 2, fault.clone());
+    assert_eq!(outcome(&commands), None);
+    let duty = commands.iter().find_map(|c| match c {
+        Command::Send { worker: WorkerId(2), message: ToWorker::Checkpoint { duty, .. } } => Some(*duty),
+        _ => None,
+    });
+    // The others lose their ring, or find the same fault; neither ends the run before it is saved.
+    let held = FromWorker::Held {
+        generation: Generation(1),
+        held: Some(position),
+        steps: vec![],
+        reason: "peer gone".into(),
+    };
+    assert_eq!(outcome(&say(&mut run, 1, held)), None);
+    assert_eq!(outcome(&say(&mut run, 1, fault)), None);
+    let written = Written { file: "x".into(), bytes: 1, blake3: "b".into(), position };
+    let duty = duty.expect("the faulty worker is told to save");
+    let commands = say(&mut run, 2, FromWorker::CheckpointWritten { duty, written: written.clone() });
+    assert!(commands.contains(&Command::Persist(Fact::Committed { written })));
+    let reason = failure(&commands);
+    assert!(reason.contains("label map x.pt is missing") && reason.contains("--resume"), "{reason}");
+}
+
+#[test]
+fn a_faulty_worker_that_dies_before_it_has_saved_ends_the_run() {
+    let (mut run, _) = forming();
+    let ready = FromWorker::Ready {
+        generation: Generation(1),
+        held: Position { epoch: 0, step: 0 },
+        epoch_loss: None,
+    };
+    say(&mut run, 1, ready.clone());
+    say(&mut run, 2, ready);
+    let position = Position { epoch: 0, step: 1 };
+    say(&mut run, 1, FromWorker::Progress { generation: Generation(1), position, steps: vec![] });
+    // Rank 0 has a checkpoint to write already, which goes with it.
+    assert_eq!(outcome(&say(&mut run, 1, FromWorker::Fault { reason: "bad data".into() })), None);
+    let left = Event::Left { worker: WorkerId(1), reason: "its stream ended".into() };
+    assert!(failure(&run.handle(at(1), left)).contains("bad data"));
+}
+
+#[test]
+fn a_run_whose_end_cannot_be_recorded_still_ends() {
+    let (mut run, _) = forming();
+    let commands = say(&mut run, 2, FromWorker::Fault { reason: "bad data".into() });
+    assert!(outcome(&commands).is_some());
+    let broken = Event::Broken { reason: "the journal cannot be written".into() };
+    assert_eq!(failure(&run.handle(at(1), broken)), "the journal cannot be written");
+}
+
+#[test]
+fn a_coordinator_that_stood_still_does_not_blame_its_workers() {
+    let (mut run, _) = forming();
+    run.handle(at(1), Event::Tick);
+    let expels = |commands: &[Command]| commands.iter().any(|c| matches!(c, Command::Expel { .. }));
+    assert!(!expels(&run.handle(at(60), Event::Tick)));
+    assert!(expels(&ticks(&mut run, 60, 65)), "those that stay silent are lost after all");
+}
+
+#[test]
+fn a_worker_lost_while_the_last_checkpoint_is_written_is_not_waited_for() {
+    let dataset = Dataset { train_samples: 10, ..dataset() };
+    let mut run = Run::new(Settings { epochs: 1, ..settings(2) }, History::default());
+    for worker in [1, 2] {
+        join(&mut run, worker, None);
+        say(&mut run, worker, FromWorker::Indexed(dataset.clone()));
+    }
+    let generation = Generation(1);
+    for worker in [1, 2] {
+        let ready = FromWorker::Ready { generation, held: Position::default(), epoch_loss: None };
+        say(&mut run, worker, ready);
+    }
+    let position = Position { epoch: 0, step: 1 };
+    for worker in [1, 2] {
+        say(&mut run, worker, FromWorker::Progress { generation, position, steps: vec![] });
+    }
+    let part = |rank| {
+        let range = shards::deal(33, 2, rank);
+        validation::Part { epoch: 0, range, top1: 1, top5: 2, loss_sum: 3.0 }
+    };
+    say(&mut run, 1, FromWorker::Validated { generation, part: part(0) });
+    let commands = say(&mut run, 2, FromWorker::Validated { generation, part: part(1) });
+    let duty = commands.iter().find_map(|c| match c {
+        Command::Send { worker, message: ToWorker::Checkpoint { duty, best: true, .. } } => {
+            Some((*worker, *duty))
+        }
+        _ => None,
+    });
+    let (writer, duty) = duty.expect("the last epoch is saved");
+    assert_eq!(writer, WorkerId(1));
+    let lost = Event::Left { worker: WorkerId(2), reason: "preempted".into() };
+    assert_eq!(outcome(&run.handle(at(1), lost)), None);
+    let position = Position { epoch: 1, step: 0 };
+    let written = Written { file: "x".into(), bytes: 1, blake3: "b".into(), position };
+    let commands = say(&mut run, 1, FromWorker::CheckpointWritten { duty, written });
+    assert_eq!(outcome(&commands), Some(Outcome::Done));
+}
+
+#[test]
+fn a_stop_whose_writer_is_lost_is_saved_by_another() {
+    let (mut run, _) = forming();
+    let (generation, held) = (Generation(1), Position { epoch: 0, step: 2 });
+    for worker in [1, 2] {
+        let ready = FromWorker::Ready { generation, held: Position::default(), epoch_loss: None };
+        say(&mut run, worker, ready);
+    }
+    for worker in [1, 2] {
+        say(&mut run, worker, FromWorker::Progress { generation, position: held, steps: vec![] });
+    }
+    run.handle(at(1), Event::Stop { reason: "SIGTERM".into() });
+    run.handle(at(1), Event::Left { worker: WorkerId(1), reason: "its stream ended".into() });
+    let left = FromWorker::Held { generation, held: Some(held), steps: vec![], reason: "peer gone".into() };
+    let commands = say(&mut run, 2, left);
+    let duty = commands.iter().find_map(|c| match c {
+        Command::Send { worker: WorkerId(2), message: ToWorker::Checkpoint { duty, .. } } => Some(*duty),
+        _ => None,
+    });
+    let duty = duty.expect("the survivor is told to save");
+    let written = Written { file: "x".into(), bytes: 1, blake3: "b".into(), position: held };
+    let commands = say(&mut run, 2, FromWorker::CheckpointWritten { duty, written });
+    assert!(matches!(outcome(&commands), Some(Outcome::Interrupted { saved: Some(_), .. })));
+}
+
+#[test]
+fn a_worker_that_only_its_own_host_can_reach_is_told_so() {
+    let mut run = Run::new(settings(2), History::default());
+    for (worker, ring_address) in [(1, "127.0.1.1:5000"), (2, "10.0.0.2:5000")] {
+        let hello = Hello { ring_address: ring_address.into(), ..hello(None) };
+        run.handle(at(0), Event::Joined { worker: WorkerId(worker), hello });
+    }
+    say(&mut run, 1, FromWorker::Indexed(dataset()));
+    let reason = failure(&say(&mut run, 2, FromWorker::Indexed(dataset())));
+    assert!(reason.contains("127.0.1.1:5000") && reason.contains("--advertise"), "{reason}");
+}
+
+#[test]
 fn silence_counts_as_loss_and_missing_workers_end_the_run() {
     let (mut run, _) = forming();
-    let mut commands = run.handle(at(3), Event::Tick);
+    let mut commands = ticks(&mut run, 0, 3);
     assert!(!commands.iter().any(|c| matches!(c, Command::Expel { .. })), "3 s are not too long");
     run.handle(at(3), Event::Said { worker: WorkerId(1), message: FromWorker::Heartbeat });
-    commands = run.handle(at(5), Event::Tick);
+    commands = ticks(&mut run, 3, 5);
     let expelled = commands.iter().filter(|c| matches!(c, Command::Expel { worker: WorkerId(2), .. }));
     assert_eq!(expelled.count(), 1);
+    // It was lost when the fifth second began; the other one goes on being heard.
+    for second in 5..64 {
+        run.handle(at(second), Event::Said { worker: WorkerId(1), message: FromWorker::Heartbeat });
+        assert_eq!(outcome(&ticks(&mut run, second, second + 1)), None);
+    }
     run.handle(at(64), Event::Said { worker: WorkerId(1), message: FromWorker::Heartbeat });
-    assert_eq!(outcome(&run.handle(at(65), Event::Tick)), None);
-    let reason = failure(&run.handle(at(66), Event::Tick));
+    let reason = failure(&ticks(&mut run, 64, 66));
     assert!(reason.contains("waited 60 s (cluster.wait_for_workers) for rank 1"), "{reason}");
 }
 
@@ -230,7 +384,7 @@ fn a_ring_that_never_stands_is_given_up_with_its_reason() {
 #[test]
 fn a_failed_checkpoint_ends_the_run_and_says_what_is_left() {
     let (mut run, _) = forming();
-    let ready = FromWorker::Ready { generation: Generation(1), held: Position::default() };
+    let ready = FromWorker::Ready { generation: Generation(1), held: Position::default(), epoch_loss: None };
     say(&mut run, 1, ready.clone());
     let commands = say(&mut run, 2, ready);
     let duty = commands.iter().find_map(|c| match c {

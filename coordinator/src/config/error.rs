@@ -39,6 +39,6 @@ fn advice(origin: &Origin, nearest: Option<&str>) -> String {
     match origin {
         Origin::Flag(_) => format!("did you mean --{key}?"),
         Origin::Environment(_) => format!("did you mean {}?", super::layer::variable(key)),
-        Origin::BuiltIn | Origin::File(_) => format!("did you mean {key}?"),
+        Origin::BuiltIn | Origin::Run(_) | Origin::File(_) => format!("did you mean {key}?"),
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use ::config::{FileFormat, Map, Source, Value as Raw, ValueKind};
-use relabel_config::{IGNORED, Kind, Setting, Value, nearest, schema};
+use relabel_config::{Config, IGNORED, Kind, Setting, Value, nearest, schema};
 
 use super::{ConfigError, Origin};
 
@@ -50,6 +50,12 @@ impl Layer {
         let mut layer = Self::default();
         layer.take_table("", &table, origin)?;
         Ok(layer)
+    }
+
+    /// The layer of a whole configuration.
+    pub(super) fn of(config: &Config, origin: &Origin) -> Self {
+        let value = |setting: &Setting| (setting.key.to_owned(), ((setting.get)(config), origin.clone()));
+        Self { values: schema().iter().map(value).collect(), notes: Vec::new() }
     }
 
     /// The layer of the environment variables that begin with `RELABEL__`.

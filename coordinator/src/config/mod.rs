@@ -1,5 +1,5 @@
-//! The configuration of a run from its four layers, each laid over the one before: the built-in base.yaml, a
-//! YAML file, the environment (`RELABEL__OPTIM__LR__INIT=0.1`: sections apart by two underscores), and
+//! The configuration of a run from its layers, each laid over the one before: the built-in base.yaml, what a
+//! resumed run began with, a YAML file, the environment (`RELABEL__OPTIM__LR__INIT=0.1`: sections apart by two underscores), and
 //! dotted flags (`--optim.lr.init 0.1`). Every value is checked where it is read, so that an error names the
 //! file, variable or flag to change, even when another layer would have hidden the value.
 //!
@@ -27,6 +27,8 @@ const BASE: &str = include_str!("../../../configs/base.yaml");
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Origin {
     BuiltIn,
+    /// The folder of the run that is resumed.
+    Run(PathBuf),
     File(PathBuf),
     /// The variable's name.
     Environment(String),
@@ -38,6 +40,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Origin::BuiltIn => f.write_str("built-in base.yaml"),
+            Origin::Run(path) => write!(f, "the run in {}", path.display()),
             Origin::File(path) => write!(f, "{}", path.display()),
             Origin::Environment(name) => write!(f, "environment variable {name}"),
             Origin::Flag(name) => write!(f, "flag {name}"),
@@ -72,18 +75,20 @@ pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
         .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
 }
 
-/// Lays the layers over each other and checks the whole. `file` is the YAML file of `--config`; of `env` only
+/// Lays the layers over each other and checks the whole. `began` is the folder of the run that is resumed and
+/// what it began with; `file` is the YAML file of `--config`; of `env` only
 /// names that begin with `RELABEL__` count; `overrides` are dotted keys without dashes, the last of a key wins.
 ///
 /// # Errors
 /// One line that names what to change: an unreadable or malformed file, an unknown key, a value of a wrong
 /// type or out of range, keys that contradict each other, and what is not supported yet.
 pub(crate) fn load(
+    began: Option<(&Path, &Config)>,
     file: Option<&Path>,
     env: impl Iterator<Item = (String, String)>,
     overrides: &[(String, String)],
 ) -> Result<Resolved, ConfigError> {
-    let resolved = merge(file, env, overrides)?;
+    let resolved = merge(began, file, env, overrides)?;
     relabel_config::validate(&resolved.config).map_err(|invalid| {
         let origins = invalid.keys.iter().filter_map(|key| {
             let origin = resolved.origins.get(*key)?;
@@ -98,11 +103,15 @@ pub(crate) fn load(
 
 /// [`load`] without the check of the whole.
 fn merge(
+    began: Option<(&Path, &Config)>,
     file: Option<&Path>,
     env: impl Iterator<Item = (String, String)>,
     overrides: &[(String, String)],
 ) -> Result<Resolved, ConfigError> {
     let mut layers = vec![Layer::from_yaml(BASE, &Origin::BuiltIn)?];
+    if let Some((path, config)) = began {
+        layers.push(Layer::of(config, &Origin::Run(path.to_owned())));
+    }
     if let Some(path) = file {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;

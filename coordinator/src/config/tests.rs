@@ -67,7 +67,7 @@ fn load_with(text: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result
     let (_dir, path) = written(text);
     let mut flags = pairs(flags);
     flags.insert(0, ("data.data_path".into(), "data".into()));
-    load(Some(&path), pairs(env).into_iter(), &flags).map_err(|error| {
+    load(None, Some(&path), pairs(env).into_iter(), &flags).map_err(|error| {
         let line = error.to_string();
         assert!(!line.contains('\n'), "more than one line: {line}");
         line.replace(path.to_str().unwrap(), "FILE")
@@ -80,7 +80,7 @@ fn recipe(name: &str) -> PathBuf {
 
 #[test]
 fn the_built_in_file_is_the_default_configuration() {
-    let resolved = merge(None, std::iter::empty(), &[]).unwrap();
+    let resolved = merge(None, None, std::iter::empty(), &[]).unwrap();
     assert_eq!(resolved.config, Config::default());
     // And it leaves no key out.
     assert_eq!(resolved.origins.len(), schema().len());
@@ -105,7 +105,7 @@ fn each_layer_wins_over_the_one_before() {
 #[test]
 fn the_references_file_is_accepted_unchanged() {
     let (_dir, path) = written(REFERENCE);
-    let resolved = load(Some(&path), std::iter::empty(), &[]).unwrap();
+    let resolved = load(None, Some(&path), std::iter::empty(), &[]).unwrap();
     let mut expected = Config::default();
     expected.data.data_path = "/data/ILSVRC2015/".into();
     assert_eq!(resolved.config, expected);
@@ -116,7 +116,7 @@ fn the_references_file_is_accepted_unchanged() {
 #[test]
 fn the_recipes_have_the_published_values() {
     let resnet50 =
-        merge(Some(&recipe("relabel_train_resnet50.yaml")), std::iter::empty(), &[]).unwrap().config;
+        merge(None, Some(&recipe("relabel_train_resnet50.yaml")), std::iter::empty(), &[]).unwrap().config;
     let mut expected = Config::default();
     expected.data.relabel.enabled = true;
     expected.optim.epochs = 300;
@@ -130,13 +130,13 @@ fn the_recipes_have_the_published_values() {
     expected.optim.optimizer = OptimizerKind::AdamP;
     expected.optim.lr.init = 2e-3;
     expected.optim.wd.base = 1e-2;
-    assert_eq!(merge(Some(&cutmix), std::iter::empty(), &[]).unwrap().config, expected);
+    assert_eq!(merge(None, Some(&cutmix), std::iter::empty(), &[]).unwrap().config, expected);
     // They run as they stand, once they have been told where the label maps are.
     for recipe in [recipe("relabel_train_resnet50.yaml"), cutmix] {
-        load(Some(&recipe), std::iter::empty(), &pairs(&[("data.relabel.path", "maps")])).unwrap();
+        load(None, Some(&recipe), std::iter::empty(), &pairs(&[("data.relabel.path", "maps")])).unwrap();
     }
 
-    let demo = load(Some(&recipe("demo.yaml")), std::iter::empty(), &[]).unwrap().config;
+    let demo = load(None, Some(&recipe("demo.yaml")), std::iter::empty(), &[]).unwrap().config;
     assert_eq!(demo.model.arch, "resnet18");
     assert!(demo.data.relabel.enabled);
 }
@@ -296,16 +296,17 @@ fn a_file_that_is_no_yaml_says_where() {
         let line = load_with(text, &[], &[]).unwrap_err();
         assert!(line.starts_with("FILE: not a YAML file of keys and values: "), "{line}");
     }
-    let missing = load(Some(Path::new("no/such.yaml")), std::iter::empty(), &[]).unwrap_err().to_string();
+    let missing =
+        load(None, Some(Path::new("no/such.yaml")), std::iter::empty(), &[]).unwrap_err().to_string();
     assert!(missing.starts_with("cannot read the configuration file no/such.yaml: "), "{missing}");
 }
 
 #[test]
 fn the_default_run_is_valid() {
-    let resolved = load(None, std::iter::empty(), &[]).unwrap();
+    let resolved = load(None, None, std::iter::empty(), &[]).unwrap();
     assert_eq!(resolved.config, Config::default());
     let empty = pairs(&[("RELABEL__DATA__DATA_PATH", "")]);
-    let line = load(None, empty.into_iter(), &[]).unwrap_err().to_string();
+    let line = load(None, None, empty.into_iter(), &[]).unwrap_err().to_string();
     assert!(
         line.starts_with("data.data_path is empty: ") && line.contains("RELABEL__DATA__DATA_PATH"),
         "{line}"
@@ -392,4 +393,19 @@ fn help_lists_every_key_with_its_default() {
     ));
     assert!(text.contains("  --optim.bn.eps [default: 1e-5]"));
     assert!(text.lines().all(|line| line.len() <= 140), "{text}");
+}
+
+#[test]
+fn a_resumed_run_goes_on_with_its_own_options_unless_told_otherwise() {
+    let mut began = Config::default();
+    began.model.arch = "resnet18".into();
+    began.optim.lr.init = 0.25;
+    began.optim.epochs = 7;
+    let flags = [("optim.epochs".to_owned(), "9".to_owned())];
+    let dir = Path::new("some/run");
+    let resolved = load(Some((dir, &began)), None, std::iter::empty(), &flags).unwrap();
+    began.optim.epochs = 9;
+    assert_eq!(resolved.config, began);
+    assert_eq!(resolved.origins["optim.lr.init"].to_string(), "the run in some/run");
+    assert_eq!(resolved.origins["optim.epochs"].to_string(), "flag --optim.epochs");
 }

@@ -7,6 +7,7 @@
 //! which asks for the signal and becomes the worker. And the signal comes when the *thread* that forked
 //! ends, so all forking is done by one thread that lives as long as the workers are wanted.
 
+mod local;
 mod spawner;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::process::Child;
 
+pub(crate) use local::Local;
 use spawner::Spawner;
 
 /// The first argument that makes this program a worker's beginning. Not for people.

@@ -32,9 +32,12 @@ pub(crate) struct StepPoint {
     /// All workers together.
     #[serde(deserialize_with = "number")]
     pub(crate) images_per_second: f64,
-    /// Seconds a step that training waited for images, of the worker that waited longest.
+    /// Seconds a step that rank 0 waited for images.
     #[serde(deserialize_with = "number")]
     pub(crate) data_wait: f64,
+    /// Images left out as unreadable (`data.on_error: skip`).
+    #[serde(default)]
+    pub(crate) skipped: u64,
     /// Unix time, seconds.
     #[serde(deserialize_with = "number")]
     pub(crate) time: f64,
@@ -48,6 +51,9 @@ pub(crate) struct EpochPoint {
     /// Mean loss an image over the epoch, nats.
     #[serde(deserialize_with = "number")]
     pub(crate) train_loss: f64,
+    /// Images left out as unreadable (`data.on_error: skip`).
+    #[serde(default)]
+    pub(crate) skipped: u64,
     /// Mean cross entropy of the validation images with their class, nats.
     #[serde(deserialize_with = "number")]
     pub(crate) val_loss: f64,

@@ -13,6 +13,7 @@ fn step(epoch: u32, step: u64) -> StepPoint {
         lr: if epoch == 0 { 0.1 * step as f64 / 35.0 } else { 0.05 * (1.0 + (done * 3.1).cos()) },
         images_per_second: 162.0,
         data_wait: 0.001,
+        skipped: 0,
         time: 1_700_000_000.5,
     }
 }
@@ -22,6 +23,7 @@ fn epoch(epoch: u32) -> EpochPoint {
     EpochPoint {
         epoch,
         train_loss: 2.3 - 1.6 * done,
+        skipped: 0,
         val_loss: 2.2 - 1.3 * done,
         top1: 10.0 + 62.0 * done.sqrt(),
         top5: 50.0 + 45.0 * done.sqrt(),
@@ -61,8 +63,8 @@ fn a_line_is_an_object_that_names_its_kind() {
     assert_eq!(
         lines(dir.path()),
         [
-            r#"{"kind":"step","epoch":2,"step":9,"global_step":79,"loss":1.5,"lr":0.1,"images_per_second":162.0,"data_wait":0.001,"time":1700000000.5}"#,
-            r#"{"kind":"epoch","epoch":2,"train_loss":1.0,"val_loss":null,"top1":50.0,"top5":90.0,"best_top1":54.0,"seconds":14.0}"#,
+            r#"{"kind":"step","epoch":2,"step":9,"global_step":79,"loss":1.5,"lr":0.1,"images_per_second":162.0,"data_wait":0.001,"skipped":0,"time":1700000000.5}"#,
+            r#"{"kind":"epoch","epoch":2,"train_loss":1.0,"skipped":0,"val_loss":null,"top1":50.0,"top5":90.0,"best_top1":54.0,"seconds":14.0}"#,
         ]
     );
     // The null is read back, as NaN.

@@ -32,7 +32,7 @@ fn what_a_worker_says_survives_the_wire() {
     for message in [
         FromWorker::Heartbeat,
         FromWorker::Indexed(dataset),
-        FromWorker::Ready { generation, held: position },
+        FromWorker::Ready { generation, held: position, epoch_loss: Some(1.25) },
         FromWorker::RestoreFailed { generation, file: "f".into(), reason: "r".into() },
         FromWorker::Progress { generation, position, steps: vec![report()] },
         FromWorker::Held { generation, held: None, steps: vec![], reason: "r".into() },
@@ -72,7 +72,7 @@ fn what_a_worker_is_told_survives_the_wire() {
         ToWorker::Finish { outcome: Outcome::Interrupted { reason: "r".into(), saved: Some(at) } },
         ToWorker::Finish { outcome: Outcome::Failed { reason: "r".into() } },
     ] {
-        assert_eq!(to_worker(message.clone().into()).unwrap(), Ok(message));
+        assert_eq!(to_worker(message.clone().into()).unwrap(), Told::Order(message));
     }
 }
 

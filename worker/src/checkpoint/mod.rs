@@ -10,7 +10,7 @@
 //! so that a file that has lost its neighbour still cannot pass damaged.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tch::{Device, Tensor};
 
@@ -26,7 +26,7 @@ mod tests;
 mod write;
 
 pub(crate) use read::{is_ours, parse};
-pub use read::{load, verify};
+pub use read::{load, load_verified, verify};
 pub use write::{Written, keep_as, write};
 
 /// Where a run stood.
@@ -92,6 +92,20 @@ pub enum CheckpointError {
     Snapshot(#[source] TorchError),
     #[error("cannot restore the checkpoint: {0}")]
     Restore(#[source] ModelError),
+}
+
+impl CheckpointError {
+    /// Whether this one file is at fault, so that another checkpoint of the run may do: it is damaged, or
+    /// gone from a folder that is there.
+    pub fn is_of_the_file(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Read { path, source } => {
+                source.kind() == std::io::ErrorKind::NotFound && path.parent().is_some_and(Path::is_dir)
+            }
+            _ => false,
+        }
+    }
 }
 
 impl State {

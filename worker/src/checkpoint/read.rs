@@ -40,6 +40,15 @@ pub fn verify(path: &Path, expected: Option<&str>) -> Result<(), CheckpointError
     Err(CheckpointError::Damaged { path: path.to_owned(), reason })
 }
 
+/// Reads the checkpoint at `path` after verifying that it is the one of that BLAKE3.
+///
+/// # Errors
+/// As [`verify`] and [`load`].
+pub fn load_verified(path: &Path, blake3: &str) -> Result<State, CheckpointError> {
+    verify(path, Some(blake3))?;
+    load(path)
+}
+
 /// Reads the checkpoint at `path`, and checks it against the digest in its own header.
 ///
 /// # Errors

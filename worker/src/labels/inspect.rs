@@ -4,28 +4,16 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 use relabel_config::Axes;
 use serde_json::json;
 
 use super::pool::{UnitBox, pool};
 use super::{LabelError, LabelMap, Stored};
 
-/// Arguments of `worker inspect`.
+/// Arguments of `worker inspect label-map`.
 #[derive(Debug, Args)]
-pub struct InspectArgs {
-    #[command(subcommand)]
-    what: Inspect,
-}
-
-#[derive(Debug, Subcommand)]
-enum Inspect {
-    /// Show a label map (.pt) and the targets that it gives for crops
-    LabelMap(LabelMapArgs),
-}
-
-#[derive(Debug, Args)]
-struct LabelMapArgs {
+pub struct LabelMapArgs {
     /// The label map, a .pt file
     file: PathBuf,
     /// A crop as x1,y1,x2,y2 in parts of the image's width and height; the whole image if none is given
@@ -62,8 +50,7 @@ impl From<AxesArg> for Axes {
 }
 
 /// Runs the command; the report goes to standard output.
-pub fn run(args: &InspectArgs) -> Result<()> {
-    let Inspect::LabelMap(args) = &args.what;
+pub fn run(args: &LabelMapArgs) -> Result<()> {
     let crops = match (&args.crop, &args.crops) {
         (Some(crop), _) => vec![*crop],
         (None, Some(file)) => read_crops(file)?,

@@ -17,6 +17,7 @@ pub mod derived;
 pub mod inspect;
 mod label_map;
 pub mod pool;
+mod presence;
 
 pub use label_map::{LabelMap, MapError, Stored};
 
@@ -75,6 +76,14 @@ impl LabelMaps {
             return Err(LabelError::NoFolder { path: root });
         }
         Ok(Self { root, classes, axes, keys })
+    }
+
+    /// Checks that each of samples `0..samples` has a map, by listing folders.
+    ///
+    /// # Errors
+    /// The first that has none.
+    pub fn check_present(&self, samples: u32) -> Result<(), LabelError> {
+        presence::check(&self.root, samples, &self.keys)
     }
 
     /// Reads the maps of these samples, so that a wrong folder, shape or number of classes is an error before

@@ -197,11 +197,29 @@ fn label_maps_are_found_by_their_key() {
     assert!((out.iter().sum::<f32>() - 1.0).abs() < 1e-6);
     assert!(out[1] > out[0] && out[0] > out[2], "{out:?}");
 
-    let message = targets.check([0, 1]).unwrap_err().to_string();
-    assert!(message.contains("absent.pt is missing for image n01/absent"), "{message}");
+    targets.check_present(1).unwrap();
+    for error in [targets.check([0, 1]), targets.check_present(2)] {
+        let message = error.unwrap_err().to_string();
+        assert!(message.contains("absent.pt is missing for image n01/absent"), "{message}");
+    }
     let message =
         LabelMaps::new(folder.path().join("nowhere"), 10, Axes::Hw, keys).err().unwrap().to_string();
     assert!(message.contains("nowhere is not a folder"), "{message}");
+}
+
+#[test]
+fn of_many_missing_maps_the_first_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = |sample: u32| format!("c{}/{sample}", sample / 1000);
+    for sample in (0..10_000).filter(|sample| ![4_321, 5_000, 9_999].contains(sample)) {
+        let path = folder.path().join(key(sample) + ".pt");
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, []).unwrap();
+    }
+    let maps = LabelMaps::new(folder.path().into(), 10, Axes::Hw, Arc::new(key)).unwrap();
+    maps.check_present(4_321).unwrap();
+    let message = maps.check_present(10_000).unwrap_err().to_string();
+    assert!(message.contains("c4/4321.pt is missing"), "{message}");
 }
 
 #[test]

@@ -16,10 +16,8 @@ use crate::torch::{self, TorchError};
 /// [`Model::to_channels_last`]. No slice of it may be alive while backward runs.
 pub struct FlatGradients {
     flat: Tensor,
-    /// The first part of `flat`.
-    gradients: Tensor,
-    /// Each running statistic and its place in `flat`.
-    statistics: Vec<(Tensor, Tensor)>,
+    /// Each running statistic, its place in `flat`, and its value before the step.
+    statistics: Vec<(Tensor, Tensor, Tensor)>,
     scalars: usize,
 }
 
@@ -52,9 +50,8 @@ impl FlatGradients {
         for (_, parameter) in model.parameters() {
             torch::set_grad(parameter, &place(parameter))?;
         }
-        let statistics = statistics.into_iter().map(|t| (t.shallow_clone(), place(t))).collect();
-        let gradients = flat.narrow(0, 0, in_gradients as i64);
-        Ok(Self { flat, gradients, statistics, scalars })
+        let statistics = statistics.into_iter().map(|t| (t.shallow_clone(), place(t), t.copy())).collect();
+        Ok(Self { flat, statistics, scalars })
     }
 
     /// Values in the whole buffer.
@@ -66,11 +63,6 @@ impl FlatGradients {
         self.len() == 0
     }
 
-    /// Values that are gradients: the first part of the buffer.
-    pub fn gradients_len(&self) -> usize {
-        self.gradients.numel()
-    }
-
     /// Sets everything to 0, before the first backward of a step.
     pub fn zero(&mut self) {
         let _ = self.flat.zero_();
@@ -79,16 +71,6 @@ impl FlatGradients {
     /// Multiplies the gradients and the statistics, not the scalars, by `factor`.
     pub fn scale(&mut self, factor: f64) {
         let _ = self.flat.narrow(0, 0, (self.len() - self.scalars) as i64).g_mul_scalar_(factor);
-    }
-
-    /// Euclidean norm of the gradients of all parameters together.
-    pub fn norm(&self) -> f64 {
-        self.gradients.norm().double_value(&[])
-    }
-
-    /// The whole buffer as a tensor on the model's device `[len]`, sharing its memory.
-    pub fn tensor(&self) -> &Tensor {
-        &self.flat
     }
 
     /// The whole buffer in main memory, to reduce in place.
@@ -120,15 +102,29 @@ impl FlatGradients {
     /// Copies `weight` times each running mean and variance into the buffer. With the weights of all ranks
     /// summing to 1 (a rank's share of the global batch), the sum over the ranks is the weighted mean.
     pub fn store_buffers(&mut self, weight: f64) {
-        for (statistic, place) in &mut self.statistics {
+        for (statistic, place, _) in &mut self.statistics {
             place.copy_(statistic);
             let _ = place.g_mul_scalar_(weight);
         }
     }
 
+    /// Remembers the model's statistics for [`Self::restore_buffers`].
+    pub fn keep_buffers(&mut self) {
+        for (statistic, _, kept) in &mut self.statistics {
+            kept.copy_(statistic);
+        }
+    }
+
+    /// Puts back the statistics that [`Self::keep_buffers`] found.
+    pub fn restore_buffers(&mut self) {
+        for (statistic, _, kept) in &mut self.statistics {
+            statistic.copy_(kept);
+        }
+    }
+
     /// Copies the (summed) statistics back into the model.
     pub fn load_buffers(&mut self) {
-        for (statistic, place) in &mut self.statistics {
+        for (statistic, place, _) in &mut self.statistics {
             statistic.copy_(place);
         }
     }

@@ -114,11 +114,17 @@ impl BatchNorm2d {
 impl Layer for BatchNorm2d {
     fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         let update = train && !self.options.frozen;
+        let statistics = [&self.running_mean, &self.running_var];
+        // One value a channel has no variance: a rank's slice of one small image says nothing about the data.
+        let [mean, var] = match update && x.numel() as i64 == self.running_mean.numel() as i64 {
+            true => statistics.map(Tensor::copy),
+            false => statistics.map(Tensor::shallow_clone),
+        };
         x.batch_norm(
             Some(&self.weight),
             Some(&self.bias),
-            Some(&self.running_mean),
-            Some(&self.running_var),
+            Some(&mean),
+            Some(&var),
             update,
             self.options.momentum,
             self.options.eps,

@@ -93,6 +93,7 @@ fn targets(config: &Config, train: &Arc<Split>, classes: u32) -> Result<Arc<dyn 
     let keys = Arc::new(move |sample| split.key(sample));
     let relabel = &config.data.relabel;
     let maps = LabelMaps::new(PathBuf::from(&relabel.path), classes, relabel.axes, keys)?;
+    maps.check_present(train.len() as u32)?;
     // Spread over the whole set: the first folder alone could be the one that is there.
     let every = (train.len() / CHECKED_MAPS).max(1);
     maps.check((0..train.len() as u32).step_by(every))?;

@@ -19,6 +19,7 @@ use crate::data::loader::Batch;
 use crate::model::{FlatGradients, Model, ModelError};
 use crate::optim::{Ema, Optimizer, schedule};
 use crate::torch::{self, TorchError};
+use crate::weights::{self, Head, Loaded, Weights, WeightsError};
 
 /// The sums that travel with the gradients.
 const LOSS: usize = 0;
@@ -92,6 +93,22 @@ impl Learner {
         self.ema.as_ref().map_or(&self.model, Ema::model)
     }
 
+    /// Begins with `weights`; their classifier is replaced by a fresh one where it is of other classes.
+    ///
+    /// # Errors
+    /// As [`weights::load`].
+    pub fn start_from(&mut self, weights: &Weights) -> Result<Loaded, WeightsError> {
+        let loaded = weights::load(&mut self.model, weights, Head::Replace)?;
+        if let Some(ema) = &mut self.ema {
+            ema.begin_with(&self.model).map_err(|source| WeightsError::DoesNotFit {
+                origin: weights.origin.clone(),
+                arch: weights.arch.clone(),
+                source: Box::new(source),
+            })?;
+        }
+        Ok(loaded)
+    }
+
     /// Copies everything that training goes on from aside.
     ///
     /// # Errors
@@ -121,8 +138,36 @@ impl Learner {
         position: Position,
         ring: &mut dyn Collective,
     ) -> Result<Stepped, StepError> {
-        let own = batch.sample_ids.len();
         self.gradients.zero();
+        self.gradients.keep_buffers();
+        let stepped = self.reduced(batch, planned, position, ring).inspect_err(|_| {
+            // The forward pass has moved BatchNorm's statistics; the step is not done, and may be done again.
+            self.gradients.restore_buffers();
+        })?;
+        // A batch of which nothing could be read moves nothing.
+        if stepped.samples > 0 {
+            if stepped.samples != planned {
+                self.gradients.scale(planned as f64 / stepped.samples as f64);
+            }
+            self.optimizer.step(stepped.learning_rate)?;
+            self.gradients.load_buffers();
+            self.model.count_step();
+            if let Some(ema) = &mut self.ema {
+                ema.update(&self.model);
+            }
+        }
+        Ok(stepped)
+    }
+
+    /// Fills the flat buffer with the gradient and statistics of the global batch.
+    fn reduced(
+        &mut self,
+        batch: &Batch,
+        planned: u64,
+        position: Position,
+        ring: &mut dyn Collective,
+    ) -> Result<Stepped, StepError> {
+        let own = batch.sample_ids.len();
         let loss_sum = match own {
             0 => 0.0,
             _ => self.backward(batch, planned)?,
@@ -151,18 +196,6 @@ impl Learner {
             let (loss, samples) = (stepped.loss_sum, batch.sample_ids.clone());
             return Err(StepError::NotFinite { loss, position, samples });
         }
-        // A batch of which nothing could be read moves nothing.
-        if stepped.samples > 0 {
-            if stepped.samples != planned {
-                self.gradients.scale(planned as f64 / stepped.samples as f64);
-            }
-            self.optimizer.step(stepped.learning_rate)?;
-            self.gradients.load_buffers();
-            self.model.count_step();
-            if let Some(ema) = &mut self.ema {
-                ema.update(&self.model);
-            }
-        }
         Ok(stepped)
     }
 
@@ -174,5 +207,65 @@ impl Learner {
         let loss = soft_cross_entropy(&self.model.forward(&images, true), &targets);
         (&loss / planned as f64).backward();
         Ok(loss.double_value(&[]))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tch::Tensor;
+
+    use super::*;
+    use crate::collective::{AbortHandle, Solo};
+
+    fn learner() -> Learner {
+        let mut config = Config::default();
+        config.model.arch = "resnet18".into();
+        config.data.image_size = 32;
+        config.optim.warmup.epochs = 0;
+        Learner::new(&config, 3, 10, Device::Cpu).unwrap()
+    }
+
+    /// `n` images of 32 pixels a side and as many one-hot targets.
+    fn batch(n: usize) -> Batch {
+        let images = (0..n * 32 * 32 * 3).map(|i| (i % 17) as f32 / 8.0 - 1.0).collect();
+        let targets = (0..n * 3).map(|i| f32::from(u8::from(i % 3 == 0))).collect();
+        Batch { step: 0, sample_ids: (0..n as u32).collect(), images, targets, skipped: vec![] }
+    }
+
+    fn tensors(learner: &Learner) -> Vec<Tensor> {
+        let all = learner.model.state_dict().into_iter().chain(learner.optimizer.state());
+        all.map(|(_, tensor)| tensor.copy()).collect()
+    }
+
+    #[test]
+    fn a_step_that_fails_leaves_the_state_as_it_was() {
+        let mut learner = learner();
+        let at = Position { epoch: 0, step: 0 };
+        learner.step(&batch(4), 4, at, &mut Solo::default()).unwrap();
+        let before = tensors(&learner);
+
+        let abort = AbortHandle::new();
+        abort.abort("a peer is gone");
+        let failed = learner.step(&batch(4), 4, at, &mut Solo::new(abort));
+        assert!(matches!(failed, Err(StepError::Collective(_))));
+        let mut poisoned = batch(4);
+        poisoned.images[5] = f32::NAN;
+        let failed = learner.step(&poisoned, 4, at, &mut Solo::default());
+        assert!(matches!(failed, Err(StepError::NotFinite { .. })));
+        assert!(before == tensors(&learner));
+
+        learner.step(&batch(4), 4, at, &mut Solo::default()).unwrap();
+        assert!(before != tensors(&learner), "a step that is done moves it");
+    }
+
+    #[test]
+    fn a_slice_of_one_small_image_leaves_the_statistics_finite() {
+        // The last stage of a ResNet sees 32 pixels as one: a variance over one value is not a number.
+        let mut learner = learner();
+        learner.step(&batch(1), 1, Position { epoch: 0, step: 0 }, &mut Solo::default()).unwrap();
+        for (name, tensor) in learner.model.state_dict() {
+            assert!(tensor.isfinite().all().int64_value(&[]) == 1, "{name}");
+        }
     }
 }

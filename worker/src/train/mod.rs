@@ -12,11 +12,13 @@
 //! - [`learner`] holds model and optimizer and does one step.
 //! - [`trainer`] follows the coordinator's orders: forms a ring, trains an epoch, validates, saves.
 //! - `transfer` gives every rank the state of the source.
+//! - `samples` records which samples were trained on.
 //! - `saver` writes checkpoints on a thread of its own.
 
 pub mod inputs;
 pub mod learner;
 pub mod loss;
+mod samples;
 mod saver;
 pub mod trainer;
 mod transfer;

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use relabel_core::{DutyId, FromWorker, Position, Written};
 
-use crate::checkpoint::{self, CheckpointError, State};
+use crate::checkpoint::{self, State};
 use crate::session::Reports;
 
 /// A copied state and what is to become of it.
@@ -119,11 +119,4 @@ pub(super) fn remove_leftovers(folder: &Path) {
             }
         }
     }
-}
-
-/// Loads the checkpoint `file` of `folder` after verifying that it is the one that was written.
-pub(super) fn restore(folder: &Path, file: &str, blake3: &str) -> Result<State, CheckpointError> {
-    let path = folder.join(file);
-    checkpoint::verify(&path, Some(blake3))?;
-    checkpoint::load(&path)
 }

@@ -19,19 +19,25 @@ use relabel_core::{
 
 use super::inputs::{InputError, Inputs};
 use super::learner::{Learner, StepError};
+use super::samples::SampleLog;
 use super::saver::{self, Save, Saver};
 use super::transfer::{self, Tally};
-use crate::checkpoint::{CheckpointError, Progress};
+use crate::checkpoint::{self, CheckpointError, Progress};
 use crate::collective::tcp::{Membership, Ring, Timeouts};
 use crate::collective::{AbortHandle, Collective, Solo};
 use crate::data::DataError;
 use crate::model::ModelError;
-use crate::samples::SampleLog;
+use crate::optim::schedule;
 use crate::session::{Session, SessionError};
 use crate::torch::TorchError;
+use crate::weights::{self, SgdNotes, WeightsError};
 
 /// How long a new ring may take to stand.
 const RING_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long a worker that cannot go on waits for the run to end, so that the coordinator can have saved
+/// what it holds.
+const LAST_WORDS: Duration = Duration::from_secs(60);
 
 /// Why a worker ends before its run does.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +60,8 @@ pub enum TrainError {
     Saver(#[source] std::io::Error),
     #[error("cannot record the samples in {}: {source}", path.display())]
     SampleLog { path: PathBuf, source: std::io::Error },
+    #[error("model.pretrained: {0}")]
+    Pretrained(#[from] WeightsError),
     #[error("ordered to {order} in generation {generation}, but there is no ring of it")]
     NoRing { order: &'static str, generation: Generation },
 }
@@ -219,25 +227,36 @@ impl<'a> Trainer<'a> {
         if let Some(restore) = restore {
             let folder = self.setup.run_dir.join("checkpoints");
             self.held = None;
-            if let Err(error) = self.restore(&folder, &restore.file, &restore.blake3, position) {
-                let (file, reason) = (restore.file, error.to_string());
-                self.session.reports().send(FromWorker::RestoreFailed { generation, file, reason });
-                return Ok(Next::Left);
+            match self.restore(&folder, &restore.file, &restore.blake3, position) {
+                // An older one may do. Whatever else is wrong would be wrong with that one too.
+                Err(error) if error.is_of_the_file() => {
+                    let (file, reason) = (restore.file, error.to_string());
+                    self.session.reports().send(FromWorker::RestoreFailed { generation, file, reason });
+                    return Ok(Next::Left);
+                }
+                restored => restored?,
             }
+        } else if rank == source && self.held.is_none() {
+            self.start_from_pretrained()?;
         }
         let joined = self.join(rank, &peers, generation, token, abort).and_then(|mut ring| {
-            if rank != source {
+            let shared = transfer::share(&self.learner, self.tally, source.0, &mut *ring);
+            let (tally, state) = shared.map_err(|error| error.to_string())?;
+            if let Some(state) = state {
+                // From here on it is neither the old state nor the new.
                 self.held = None;
+                let restored = self.learner.restore(&state);
+                restored.map_err(|error| error.to_string())?;
             }
-            let shared = transfer::share(&mut self.learner, self.tally, source.0, &mut *ring);
-            self.tally = shared.map_err(|error| error.to_string())?;
+            self.tally = tally;
             Ok(ring)
         });
         match joined {
             Ok(ring) => {
                 self.formation = Some(Member { ring, shard, reporter: rank.0 == 0 });
                 self.held = Some(position);
-                self.session.reports().send(FromWorker::Ready { generation, held: position });
+                let epoch_loss = self.tally.mean();
+                self.session.reports().send(FromWorker::Ready { generation, held: position, epoch_loss });
                 Ok(Next::Continue)
             }
             Err(reason) => {
@@ -275,10 +294,45 @@ impl<'a> Trainer<'a> {
         blake3: &str,
         position: Position,
     ) -> Result<(), CheckpointError> {
-        let state = saver::restore(folder, file, blake3)?;
+        let state = checkpoint::load_verified(&folder.join(file), blake3)?;
         self.learner.restore(&state)?;
         self.tally = Tally::from_metadata(&state.metadata);
         tracing::info!("restored {file}, {position}");
+        Ok(())
+    }
+
+    /// Tells the coordinator why this worker cannot go on, saves what it holds if it is told to, and waits
+    /// until the run has ended.
+    pub fn give_up(&mut self, error: &TrainError) {
+        // The peers are let go.
+        self.formation = None;
+        self.duties.clear();
+        self.session.reports().send(FromWorker::Fault { reason: error.to_string() });
+        let until = Instant::now() + LAST_WORDS;
+        while let Some(left) = until.checked_duration_since(Instant::now()) {
+            match self.session.next_order_within(left) {
+                Ok(Some(ToWorker::Checkpoint { duty, at, best, top1 })) => {
+                    self.duties.push_back(Duty { id: duty, at, best, top1 });
+                    if let Err(error) = self.do_duties() {
+                        let reason = error.to_string();
+                        self.session.reports().send(FromWorker::CheckpointFailed { duty, reason });
+                    }
+                }
+                Ok(Some(ToWorker::Finish { .. })) | Ok(None) | Err(_) => return,
+                Ok(Some(_)) => {}
+            }
+        }
+    }
+
+    /// A fresh start begins with the weights of `model.pretrained`, if it is set; a classifier of other
+    /// classes stays as it was initialized. The other ranks are given the source's state and need no file.
+    fn start_from_pretrained(&mut self) -> Result<(), WeightsError> {
+        let file = &self.setup.config.model.pretrained;
+        if file.is_empty() {
+            return Ok(());
+        }
+        let loaded = self.learner.start_from(&weights::read(Path::new(file))?)?;
+        tracing::info!("{loaded}");
         Ok(())
     }
 
@@ -299,8 +353,8 @@ impl<'a> Trainer<'a> {
         // The end of an epoch may be saved as the beginning of the next.
         let turns = |at: Position| held.step == end && at == Position { epoch: held.epoch + 1, step: 0 };
         let due = |duty: &Duty| held >= duty.at || turns(duty.at);
-        while let Some(duty) = self.duties.front().is_some_and(due).then(|| self.duties.pop_front()).flatten()
-        {
+        // A later order may come due before an earlier one: a stop does not wait for the next checkpoint.
+        while let Some(duty) = self.duties.iter().position(due).and_then(|next| self.duties.remove(next)) {
             let (position, tally) = match held >= duty.at {
                 true => (held, self.tally),
                 false => (duty.at, Tally::default()),
@@ -309,6 +363,9 @@ impl<'a> Trainer<'a> {
             let progress = Progress { epoch: position.epoch, step: position.step, seed };
             let mut metadata = tally.to_metadata();
             metadata.extend(duty.top1.map(|top1| ("top1".to_string(), top1.to_string())));
+            let optim = &self.setup.config.optim;
+            let lr = schedule::lr(optim, position.epoch, position.step, end);
+            metadata.extend(SgdNotes::of(optim, lr).map(SgdNotes::to_metadata).unwrap_or_default());
             let state = self.learner.snapshot(progress, metadata)?;
             self.saver.save(Save { duty: duty.id, state, position, best: duty.best });
         }

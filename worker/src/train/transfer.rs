@@ -3,14 +3,12 @@
 
 use std::collections::BTreeMap;
 
-use tch::Tensor;
-
 use super::learner::Learner;
-use crate::checkpoint::{CheckpointError, Progress};
+use crate::checkpoint::{CheckpointError, Progress, State};
 use crate::collective::{Collective, CollectiveError};
 use crate::torch::{self, TorchError};
 
-/// Why the state did not arrive. What the rank holds after it may be half of each.
+/// Why the state did not arrive. What the rank held, it still holds.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TransferError {
     #[error(transparent)]
@@ -21,15 +19,16 @@ pub(super) enum TransferError {
     Torch(#[from] TorchError),
 }
 
-/// Broadcasts the state from rank `source`. `tally` is given on the source and received on the others.
+/// Broadcasts the state from rank `source`, and returns what the others received; the learner stays as it
+/// was. `tally` is given on the source and received on the others.
 pub(super) fn share(
-    learner: &mut Learner,
+    learner: &Learner,
     tally: Tally,
     source: u32,
     ring: &mut dyn Collective,
-) -> Result<Tally, TransferError> {
+) -> Result<(Tally, Option<State>), TransferError> {
     if ring.world() == 1 {
-        return Ok(tally);
+        return Ok((tally, None));
     }
     let mut header = tally.to_bytes();
     ring.broadcast(&mut header, source)?;
@@ -42,13 +41,9 @@ pub(super) fn share(
         let dense = tensor.contiguous();
         let mut bytes = torch::as_bytes(&dense)?.to_vec();
         ring.broadcast(&mut bytes, source)?;
-        *tensor = Tensor::f_from_data_size(&bytes, &dense.size(), dense.kind())
-            .map_err(|source| TorchError::Tch { operation: "receive a tensor", source })?;
+        *tensor = torch::from_bytes(&bytes, &dense.size(), dense.kind())?;
     }
-    if ring.rank() != source {
-        learner.restore(&state)?;
-    }
-    Ok(tally)
+    Ok((tally, (ring.rank() != source).then_some(state)))
 }
 
 /// Sums since the epoch began; they are part of the state.
@@ -62,6 +57,11 @@ const LOSS_SUM: &str = "epoch_loss_sum";
 const SAMPLES: &str = "epoch_samples";
 
 impl Tally {
+    /// Mean loss of the samples so far, if there are any.
+    pub(super) fn mean(self) -> Option<f64> {
+        (self.samples > 0).then(|| self.loss_sum / self.samples as f64)
+    }
+
     fn to_bytes(self) -> [u8; 16] {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.loss_sum.to_le_bytes());

@@ -20,11 +20,13 @@ impl Run {
                     return self.fail("the data set has no images".into());
                 }
                 self.persist(Fact::Agreed { dataset: dataset.clone() });
-                let steps_per_epoch = self.steps_per_epoch();
-                self.observe(Observation::Planned { steps_per_epoch, dataset: dataset.clone() });
             }
             Some(agreed) if *agreed != dataset => return self.disagrees(worker, &dataset),
             Some(_) => {}
+        }
+        if !std::mem::replace(&mut self.planned, true) {
+            let steps_per_epoch = self.steps_per_epoch();
+            self.observe(Observation::Planned { steps_per_epoch, dataset: dataset.clone() });
         }
         if let Some(member) = self.members.get_mut(worker) {
             member.dataset = Some(dataset);
@@ -67,11 +69,14 @@ impl Run {
 
     /// Starts a generation if everybody is here and has said what they hold.
     pub(super) fn try_form(&mut self) {
-        let settled = |m: &Member| m.dataset.is_some() && !matches!(m.holding, Holding::Asked(_));
+        let settled = |m: &Member| m.dataset.is_some() && !matches!(m.holding, Holding::Asked);
         let complete =
             self.members.len() == self.settings.workers && self.members.iter().all(|(_, m)| settled(m));
         if !matches!(self.phase, Phase::Gathering { .. }) || !complete || self.stopping.is_some() {
             return;
+        }
+        if let Some(reason) = self.unreachable_peer() {
+            return self.fail(reason);
         }
         self.generation = Generation(self.generation.0 + 1);
         let generation = self.generation;
@@ -99,6 +104,26 @@ impl Run {
             self.send(worker, ToWorker::Form(formation));
         }
         self.phase = Phase::Forming { position, waiting: self.members.ids().into_iter().collect() };
+    }
+
+    /// Words about a worker that only its own host could reach although there are others.
+    fn unreachable_peer(&self) -> Option<String> {
+        let loopback = |m: &&Member| {
+            let host = m.hello.ring_address.parse::<std::net::SocketAddr>().map(|address| address.ip());
+            host.is_ok_and(|ip| ip.is_loopback())
+        };
+        let members: Vec<_> = self.members.iter().map(|(_, m)| m).collect();
+        let (own, others): (Vec<_>, Vec<_>) = members.into_iter().partition(loopback);
+        match (own.first(), others.first()) {
+            (Some(own), Some(other)) => Some(format!(
+                "{} is reached at {}, which {} cannot reach: start it with --advertise HOST, the name that the other \
+                 hosts know it by",
+                own.describe(),
+                own.hello.ring_address,
+                other.describe()
+            )),
+            _ => None,
+        }
     }
 
     /// Where the next generation's state comes from, cheapest first: a live worker that has gone
@@ -130,7 +155,13 @@ impl Run {
         (Rank(0), None, position, origin)
     }
 
-    pub(super) fn ready(&mut self, worker: WorkerId, generation: Generation, held: Position) {
+    pub(super) fn ready(
+        &mut self,
+        worker: WorkerId,
+        generation: Generation,
+        held: Position,
+        epoch_loss: Option<f64>,
+    ) {
         let Phase::Forming { position, waiting } = &mut self.phase else { return };
         if generation != self.generation || held != *position || !waiting.remove(&worker) {
             return;
@@ -139,6 +170,7 @@ impl Run {
         if let Some(member) = self.members.get_mut(worker) {
             member.holding = Holding::At(held);
         }
+        self.epoch_loss = epoch_loss.unwrap_or(f64::NAN);
         if complete {
             self.failed_formations = 0;
             self.begin(position);
@@ -181,7 +213,7 @@ impl Run {
         self.show(steps);
         let Some(member) = self.members.get_mut(worker) else { return };
         let who = member.describe();
-        let asked = matches!(member.holding, Holding::Asked(_));
+        let asked = matches!(member.holding, Holding::Asked);
         let holding = held.map_or(Holding::Nothing, Holding::At);
         member.holding = holding;
         if !matches!(self.phase, Phase::Gathering { .. }) {
@@ -201,6 +233,7 @@ impl Run {
         } else if !asked {
             return;
         }
+        self.save_after_all();
         self.try_form();
     }
 
@@ -213,10 +246,9 @@ impl Run {
         });
         self.phase = Phase::Gathering { since: self.now };
         self.reason = reason.clone();
-        let generation = self.generation;
-        self.send_all(&ToWorker::Dissolve { generation, reason });
+        self.send_all(&ToWorker::Dissolve { generation: self.generation, reason });
         for (_, member) in self.members.iter_mut() {
-            member.holding = Holding::Asked(generation);
+            member.holding = Holding::Asked;
         }
     }
 }

@@ -11,7 +11,6 @@ use crate::{
 impl Run {
     /// All ranks hold the state of `position`: on they go.
     pub(super) fn begin(&mut self, position: Position) {
-        self.epoch_began = self.now;
         self.observe(Observation::Started { position });
         if position.epoch >= self.settings.epochs {
             self.save_and_finish();
@@ -29,6 +28,7 @@ impl Run {
         self.shown = position;
         if position.step == 0 {
             self.epoch_began = self.now;
+            self.epoch_skipped = 0;
         }
         let generation = self.generation;
         // Before the order to train, so that the writer knows of it in time.
@@ -66,6 +66,7 @@ impl Run {
             self.shown = Position { epoch: step.position.epoch, step: step.position.step + 1 };
             self.loss = Some(step.loss);
             self.epoch_loss = step.epoch_loss_sum / step.epoch_samples.max(1) as f64;
+            self.epoch_skipped += step.skipped;
             self.observe(Observation::Step(step.clone()));
         }
     }
@@ -106,6 +107,7 @@ impl Run {
         self.observe(Observation::Epoch(EpochSummary {
             epoch,
             train_loss: self.epoch_loss,
+            skipped: self.epoch_skipped,
             val_loss: sum.loss_sum / sum.samples.max(1) as f64,
             top1,
             top5,

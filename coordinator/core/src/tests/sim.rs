@@ -259,7 +259,11 @@ impl Sim {
                 worker.held = Some(formation.position);
                 worker.ring = Some(generation);
                 worker.work = Work::Idle;
-                worker.outbox.push_back(FromWorker::Ready { generation, held: formation.position });
+                worker.outbox.push_back(FromWorker::Ready {
+                    generation,
+                    held: formation.position,
+                    epoch_loss: None,
+                });
             }
             Work::Training(epoch) => {
                 let (Some(held), Some(generation)) = (worker.held, worker.ring) else { return };

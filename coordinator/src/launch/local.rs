@@ -1,25 +1,27 @@
-//! `--local`: workers on this machine, started again when a signal has killed them.
+//! The policy: a worker that a signal has killed is started again, one that has failed ends the run.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::launch::{Exit, LaunchError, LocalOptions, LocalWorkers, worker_program};
+use super::{Exit, LaunchError, LocalOptions, LocalWorkers};
 
 /// How often one rank is started again before the run is given up.
 const RESTARTS: u32 = 3;
 
 /// The workers of a `--local` run.
-pub struct Local {
+pub(crate) struct Local {
     workers: LocalWorkers,
     restarts: BTreeMap<u32, u32>,
 }
 
 impl Local {
-    /// Starts `n` workers that reach the coordinator at `address`.
-    pub async fn start(
+    /// Starts `n` workers of `program`, as [`super::worker_program`] finds it, that reach the coordinator at
+    /// `address`.
+    pub(crate) async fn start(
+        program: PathBuf,
         n: u32,
         threads: Option<u32>,
         address: SocketAddr,
@@ -27,7 +29,7 @@ impl Local {
     ) -> Result<Self, LaunchError> {
         let options = LocalOptions {
             n,
-            worker: worker_program()?,
+            worker: program,
             url: format!("http://{address}"),
             run_dir: run_dir.to_path_buf(),
             threads,
@@ -38,7 +40,7 @@ impl Local {
 
     /// Watches the workers until one ends in a way that starting it again would not mend, and says so in a
     /// line.
-    pub async fn watch(&mut self) -> String {
+    pub(crate) async fn watch(&mut self) -> String {
         loop {
             let exit = self.workers.next_exit().await;
             let restarts = self.restarts.entry(exit.rank).or_default();
@@ -58,7 +60,7 @@ impl Local {
     }
 
     /// Lets the workers end by themselves, and makes them after `grace`.
-    pub async fn farewell(&mut self, grace: Duration) {
+    pub(crate) async fn farewell(&mut self, grace: Duration) {
         let all = async {
             while self.workers.ranks().next().is_some() {
                 self.workers.next_exit().await;
