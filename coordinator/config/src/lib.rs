@@ -6,11 +6,13 @@
 //! [`validate`] says what is wrong with a whole configuration. Files, environment and flags are
 //! `coordinator/src/config`.
 
+mod arch;
 mod schema;
 #[cfg(test)]
 mod tests;
 mod validate;
 
+pub use arch::{ARCHS, SCRIPT, file_stem};
 pub use schema::{IGNORED, Kind, Setting, Value, nearest, schema};
 pub use validate::{Invalid, validate};
 
@@ -32,7 +34,7 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
-    /// resnet18, resnet34, resnet50, resnet101 or resnet152.
+    /// One of [`ARCHS`], or `script:FILE`, a TorchScript module.
     pub arch: String,
     /// Length of the output; none takes the number of class folders under `data_path/train`.
     pub num_classes: Option<u32>,

@@ -2,6 +2,7 @@
 //! Parsing, range checks, `--help` and the documentation are all made from these rows; a test compares
 //! them with the fields of [`Config`].
 
+use crate::arch::{ARCHS, SCRIPT};
 use crate::{Axes, Config, Decay, Mode, OnError, OptimizerKind};
 
 /// A key's row.
@@ -25,6 +26,8 @@ pub enum Kind {
     Text,
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// One of [`ARCHS`], or `script:` and a file.
+    Network,
     /// A whole number in `min..=max`; where `optional`, also `none`.
     Whole { min: i64, max: i64, optional: bool },
     /// A finite number in `min..=max`, without `min` where `above`, without `max` where `below`.
@@ -67,6 +70,7 @@ impl std::fmt::Display for Kind {
                 [first @ .., last] => write!(f, "{} or {last}", first.join(", ")),
                 [] => Ok(()),
             },
+            Kind::Network => write!(f, "{} or {SCRIPT}FILE", ARCHS.join(", ")),
             Kind::Whole { min, max, optional } => {
                 match (min, max) {
                     (i64::MIN, i64::MAX) => f.write_str("a whole number")?,
@@ -95,7 +99,7 @@ impl Kind {
         let word = text.trim();
         let value = match self {
             Kind::Text => Value::Text(text.to_owned()),
-            Kind::Choice(_) => Value::Text(word.to_owned()),
+            Kind::Choice(_) | Kind::Network => Value::Text(word.to_owned()),
             Kind::Flag => match word.to_ascii_lowercase().as_str() {
                 "true" | "yes" | "on" | "y" | "1" => Value::Flag(true),
                 "false" | "no" | "off" | "n" | "0" => Value::Flag(false),
@@ -120,6 +124,10 @@ impl Kind {
         match (self, value) {
             (Kind::Flag, Value::Flag(_)) | (Kind::Text, Value::Text(_)) => true,
             (Kind::Choice(words), Value::Text(v)) => words.contains(&v.as_str()),
+            (Kind::Network, Value::Text(v)) => match v.strip_prefix(SCRIPT) {
+                Some(file) => !file.is_empty(),
+                None => ARCHS.contains(&v.as_str()),
+            },
             (Kind::Whole { optional, .. }, Value::None) => *optional,
             (Kind::Whole { min, max, .. }, Value::Whole(v)) => min <= v && v <= max,
             (Kind::Real { min, max, above, below }, Value::Real(v)) => {
@@ -205,8 +213,8 @@ macro_rules! settings {
 
 #[rustfmt::skip]
 static SCHEMA: &[Setting] = settings! {
-    "model.arch", Kind::Choice(&["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]), |c| text(&c.model.arch),
-        "The network";
+    "model.arch", Kind::Network, |c| text(&c.model.arch),
+        "The network; a TorchScript module brings its weights, and lies on every worker's host";
     "model.num_classes", Kind::Whole { min: 2, max: 1 << 20, optional: true }, |c| c.model.num_classes.map_or(Value::None, |n| Value::Whole(n.into())),
         "Length of the output; none counts the class folders under data_path/train";
     "model.pretrained", Kind::Text, |c| text(&c.model.pretrained),
