@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use relabel_config::Config;
 use relabel_core::{Event, Fact, Outcome, Run, Settings};
 use tokio::net::TcpListener;
@@ -29,6 +29,9 @@ const FAREWELL: Duration = Duration::from_secs(10);
 /// Runs until the run is over. Nothing is left behind by a run that cannot begin.
 pub async fn run(args: RunArgs, mut resolved: Resolved, screen: Screen) -> Result<ExitCode> {
     let config = &mut resolved.config;
+    if config.util.test_only && args.resume {
+        bail!("util.test_only evaluates once and there is nothing to resume: leave --resume out");
+    }
     let listener = listen(args.listen()).await?;
     let address = listener.local_addr().context("cannot tell the address that was bound")?;
     let mut folder = RunDir::open(args.run_dir.as_deref(), args.resume, &config.model.arch)?;
@@ -182,6 +185,7 @@ fn settings(args: &RunArgs, config: &Config, secret: [u8; 32]) -> Settings {
     Settings {
         workers: args.workers,
         epochs: config.optim.epochs,
+        test_only: config.util.test_only,
         global_batch: config.optim.batch_size,
         checkpoint_every_steps: config.checkpoint.every_steps,
         checkpoint_every_epochs: config.checkpoint.every_epochs,

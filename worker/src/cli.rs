@@ -27,6 +27,10 @@ pub enum Command {
     Synth(worker::synth::SynthArgs),
     /// Show what is in a file
     Inspect(InspectArgs),
+    /// Evaluate weights on one or more sets
+    Eval(worker::eval::command::EvalArgs),
+    /// Say what image files show
+    Predict(worker::predict::PredictArgs),
 }
 
 /// Training

@@ -174,10 +174,6 @@ fn what_is_not_built_yet_is_refused_by_name() {
             "not supported yet: starting at a later epoch, other than by --resume (optim.start_epoch 3)",
         ),
         (|c| c.optim.label_smoothing = 0.1, "not supported yet: label smoothing (optim.label_smoothing 0.1)"),
-        (
-            |c| (c.util.test_only, c.util.test_weight_file) = (true, "best.pth".into()),
-            "not supported yet: evaluation without training (util.test_only True)",
-        ),
     ];
     for (change, message) in cases {
         let mut config = good();

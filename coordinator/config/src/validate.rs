@@ -31,7 +31,6 @@ const NOT_SUPPORTED_YET: &[Feature] = &[
         |c| c.optim.start_epoch > 0,
         "starting at a later epoch, other than by --resume",
     ),
-    (&["util.test_only"], |c| c.util.test_only, "evaluation without training"),
 ];
 
 /// Checks every range and every combination of keys.
@@ -69,7 +68,7 @@ fn contradiction(c: &Config) -> Option<Invalid> {
             "data.data_path is empty: name the folder that holds train/ and val/, as in --data.data_path FOLDER",
         ));
     }
-    if c.data.relabel.enabled && c.data.relabel.path.is_empty() {
+    if c.data.relabel.enabled && c.data.relabel.path.is_empty() && !c.util.test_only {
         return Some(Invalid::new(
             &["data.relabel.use", "data.relabel.path"],
             "data.relabel.use is True but data.relabel.path is not set: name the folder of label maps, \

@@ -8,6 +8,8 @@ pub struct Settings {
     /// World size, at least 1.
     pub workers: u32,
     pub epochs: u32,
+    /// Evaluate the weights that the workers were given, once, and train nothing.
+    pub test_only: bool,
     /// Samples in one optimizer step, all workers together; at least 1.
     pub global_batch: u32,
     /// Steps between checkpoints within an epoch; 0 for none.

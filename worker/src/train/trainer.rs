@@ -29,6 +29,7 @@ use crate::model::ModelError;
 use crate::samples::SampleLog;
 use crate::session::{Session, SessionError};
 use crate::torch::TorchError;
+use crate::weights::{self, Head, WeightsError};
 
 /// How long a new ring may take to stand.
 const RING_DEADLINE: Duration = Duration::from_secs(20);
@@ -48,6 +49,8 @@ pub enum TrainError {
     Step(StepError),
     #[error(transparent)]
     Torch(#[from] TorchError),
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error("cannot start the thread that writes checkpoints: {0}")]
@@ -133,7 +136,12 @@ impl<'a> Trainer<'a> {
             began.elapsed()
         );
         let steps = shards::steps_per_epoch(dataset.train_samples, config.optim.batch_size);
-        let learner = Learner::new(config, inputs.classes, steps, tch::Device::Cpu)?;
+        let mut learner = Learner::new(config, inputs.classes, steps, tch::Device::Cpu)?;
+        // The other ranks take them from this one.
+        if config.util.test_only && setup.rank == Rank(0) {
+            let weights = weights::read(Path::new(&config.util.test_weight_file))?;
+            tracing::info!("{}", weights::load(&mut learner.model, &weights, Head::Strict)?);
+        }
         let checkpoints = setup.run_dir.join("checkpoints");
         if setup.rank == Rank(0) {
             saver::remove_leftovers(&checkpoints);

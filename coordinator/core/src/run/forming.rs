@@ -16,7 +16,8 @@ impl Run {
     pub(super) fn indexed(&mut self, worker: WorkerId, dataset: Dataset) {
         match &self.history.dataset {
             None => {
-                if dataset.train_samples == 0 || dataset.val_samples == 0 {
+                let trains = !self.settings.test_only;
+                if trains && dataset.train_samples == 0 || dataset.val_samples == 0 {
                     return self.fail("the data set has no images".into());
                 }
                 self.persist(Fact::Agreed { dataset: dataset.clone() });
@@ -121,7 +122,9 @@ impl Run {
             let origin = format!("going on from checkpoint {} at {position}", restore.file);
             return (Rank(0), Some(restore), position, origin);
         }
-        (Rank(0), None, Position::default(), "starting afresh".into())
+        let origin =
+            if self.settings.test_only { "evaluating the weights of worker 0" } else { "starting afresh" };
+        (Rank(0), None, Position::default(), origin.into())
     }
 
     pub(super) fn ready(&mut self, worker: WorkerId, generation: Generation, held: Position) {

@@ -84,7 +84,8 @@ impl Run {
         }
         self.note(format!("stopping: {reason}"));
         self.stopping = Some(Stopping { reason, since: self.now });
-        if self.writer().is_some() {
+        // What only evaluates has nothing to save.
+        if self.writer().is_some() && !self.settings.test_only {
             self.assign_checkpoint(self.shown, false, None);
         } else {
             self.interrupted();
