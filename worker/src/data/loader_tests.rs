@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Condvar;
 
 use super::*;
+use crate::data::augment::Resize;
 use crate::data::{CropBox, ImageSize};
 use crate::labels::LabelError;
 
@@ -43,7 +44,13 @@ fn plan(root: &Path) -> TrainPlan {
     TrainPlan {
         split: Arc::new(Split::open(root, None).unwrap()),
         targets: Arc::new(Echo { panics_at: None }),
-        augment: Augment { image_size: 8, min_area: 0.08, color_jitter: 0.4, lighting: 0.1, resize: Resize::Fast },
+        augment: Augment {
+            image_size: 8,
+            min_area: 0.08,
+            color_jitter: 0.4,
+            lighting: 0.1,
+            resize: Resize::Fast,
+        },
         seed: 11,
         epoch: 2,
         global_batch: 6,
