@@ -61,6 +61,8 @@ pub struct Data {
     pub lighting: f64,
     /// What an unreadable training image does: fail the run, or skip, which counts and names it.
     pub on_error: OnError,
+    /// How images are resized, in training and evaluation.
+    pub resize: Resize,
     pub cutmix: CutMix,
     pub relabel: Relabel,
 }
@@ -70,6 +72,16 @@ pub struct Data {
 pub enum OnError {
     Fail,
     Skip,
+}
+
+/// Both are Pillow's antialiased bilinear filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Resize {
+    /// With coarser weights, for which there are fast instructions: at most a few 255ths apart.
+    Fast,
+    /// Pillow's arithmetic to the last bit.
+    Exact,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -258,6 +270,7 @@ impl Default for Data {
             color_jitter: 0.4,
             lighting: 0.1,
             on_error: OnError::Fail,
+            resize: Resize::Fast,
             cutmix: CutMix::default(),
             relabel: Relabel::default(),
         }

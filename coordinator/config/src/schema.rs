@@ -3,7 +3,7 @@
 //! them with the fields of [`Config`].
 
 use crate::arch::{ARCHS, SCRIPT};
-use crate::{Axes, Config, Decay, Mode, OnError, OptimizerKind};
+use crate::{Axes, Config, Decay, Mode, OnError, OptimizerKind, Resize};
 
 /// A key's row.
 pub struct Setting {
@@ -236,6 +236,8 @@ static SCHEMA: &[Setting] = settings! {
         "Standard deviation of the PCA lighting noise; 0 turns it off";
     "data.on_error", Kind::Choice(&["fail", "skip"]), |c| text(match c.data.on_error { OnError::Fail => "fail", OnError::Skip => "skip" }),
         "What an unreadable training image does: fail the run, or be skipped and counted";
+    "data.resize", Kind::Choice(&["fast", "exact"]), |c| text(match c.data.resize { Resize::Fast => "fast", Resize::Exact => "exact" }),
+        "How images are resized: fast, or exact to the last bit of Pillow's arithmetic";
     "data.cutmix.prob", SHARE, |c| Value::Real(c.data.cutmix.prob),
         "Probability that CutMix mixes a batch";
     "data.cutmix.beta", at_least(0.0), |c| Value::Real(c.data.cutmix.beta),
@@ -314,9 +316,9 @@ static SCHEMA: &[Setting] = settings! {
     "util.val_batch_size", count(1), |c| Value::Whole(c.util.val_batch_size.into()),
         "Images in one evaluation batch, all workers together";
     "util.test_only", Kind::Flag, |c| Value::Flag(c.util.test_only),
-        "Evaluate test_weight_file and stop";
+        "Evaluate test_weight_file on data_path/val, divided among the workers, and stop";
     "util.test_weight_file", Kind::Text, |c| text(&c.util.test_weight_file),
-        "Weights that test_only evaluates";
+        "Weights that test_only evaluates, as the worker of rank 0 finds them";
     "util.record_samples", Kind::Flag, |c| Value::Flag(c.util.record_samples),
         "Write the ids of the samples that each worker trained on to samples/ in the run directory";
 };

@@ -168,17 +168,3 @@ fn contradictions_name_both_keys() {
         assert!(!error.message.contains('\n'), "{error}");
     }
 }
-
-#[test]
-fn what_is_not_built_yet_is_refused_by_name() {
-    type Change = fn(&mut Config);
-    let cases: &[(Change, &str)] = &[(
-        |c| (c.util.test_only, c.util.test_weight_file) = (true, "best.pth".into()),
-        "not supported yet: evaluation without training (util.test_only True)",
-    )];
-    for (change, message) in cases {
-        let mut config = good();
-        change(&mut config);
-        assert_eq!(validate(&config).unwrap_err().to_string(), *message);
-    }
-}

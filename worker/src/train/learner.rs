@@ -89,7 +89,8 @@ impl Learner {
         };
         let model = build()?;
         let decay = config.optim.ema.decay;
-        let ema = (decay > 0.0).then(|| Ema::new(build()?, &model, decay)).transpose()?;
+        let averages = decay > 0.0 && !config.util.test_only;
+        let ema = averages.then(|| Ema::new(build()?, &model, decay)).transpose()?;
         let optimizer = Optimizer::new(model.parameters(), &config.optim);
         let gradients = FlatGradients::new(&model, SCALARS)?;
         Ok(Self { model, optimizer, ema, gradients, config: config.clone(), steps_per_epoch })

@@ -30,7 +30,7 @@ use crate::model::ModelError;
 use crate::optim::schedule;
 use crate::session::{Session, SessionError};
 use crate::torch::TorchError;
-use crate::weights::{self, SgdNotes, WeightsError};
+use crate::weights::{self, Head, SgdNotes, WeightsError};
 
 /// How long a new ring may take to stand.
 const RING_DEADLINE: Duration = Duration::from_secs(20);
@@ -55,13 +55,13 @@ pub enum TrainError {
     #[error(transparent)]
     Torch(#[from] TorchError),
     #[error(transparent)]
+    Weights(#[from] WeightsError),
+    #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error("cannot start the thread that writes checkpoints: {0}")]
     Saver(#[source] std::io::Error),
     #[error("cannot record the samples in {}: {source}", path.display())]
     SampleLog { path: PathBuf, source: std::io::Error },
-    #[error("model.pretrained: {0}")]
-    Pretrained(#[from] WeightsError),
     #[error("ordered to {order} in generation {generation}, but there is no ring of it")]
     NoRing { order: &'static str, generation: Generation },
 }
@@ -141,7 +141,12 @@ impl<'a> Trainer<'a> {
             began.elapsed()
         );
         let steps = shards::steps_per_epoch(dataset.train_samples, config.optim.batch_size);
-        let learner = Learner::new(config, inputs.classes, steps, tch::Device::Cpu)?;
+        let mut learner = Learner::new(config, inputs.classes, steps, tch::Device::Cpu)?;
+        // The other ranks take them from this one.
+        if config.util.test_only && setup.rank == Rank(0) {
+            let weights = weights::read(Path::new(&config.util.test_weight_file))?;
+            tracing::info!("{}", weights::load(&mut learner.model, &weights, Head::Strict)?);
+        }
         let checkpoints = setup.run_dir.join("checkpoints");
         if setup.rank == Rank(0) {
             saver::remove_leftovers(&checkpoints);
