@@ -159,7 +159,10 @@ impl Report {
                     self.config.optim.epochs,
                     self.began.elapsed()
                 ));
-                let best = format!("checkpoints/{}-best.safetensors", relabel_config::file_stem(&self.config.model.arch));
+                let best = format!(
+                    "checkpoints/{}-best.safetensors",
+                    relabel_config::file_stem(&self.config.model.arch)
+                );
                 line(format!("  best checkpoint  {}", self.run_dir.join(best).display()));
                 if let Some(recorder) = &self.recorder {
                     line(format!("  metrics          {}", recorder.metrics_path().display()));

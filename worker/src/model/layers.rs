@@ -180,7 +180,13 @@ pub(super) struct ConvBn {
 }
 
 impl ConvBn {
-    pub(super) fn new(inputs: i64, outputs: i64, kernel: i64, stride: i64, options: BatchNormOptions) -> Self {
+    pub(super) fn new(
+        inputs: i64,
+        outputs: i64,
+        kernel: i64,
+        stride: i64,
+        options: BatchNormOptions,
+    ) -> Self {
         Self::grouped(inputs, outputs, kernel, stride, 1, options)
     }
 

@@ -9,11 +9,15 @@ use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 mod efficientnet;
+#[cfg(test)]
+mod family_tests;
 mod flat_gradients;
 pub mod layers;
 mod resnet;
 pub mod rexnet;
 mod script;
+#[cfg(test)]
+mod script_tests;
 mod state_dict;
 #[cfg(test)]
 mod tests;
@@ -36,7 +40,9 @@ pub enum ModelError {
     UnknownArch { arch: String, nearest: &'static str, known: Vec<&'static str> },
     #[error("model.num_classes: a classifier needs at least 1 class, not {0}")]
     NoClasses(i64),
-    #[error("{0} has no head of a global pooling and one linear layer, so it cannot score the cells of a map")]
+    #[error(
+        "{0} has no head of a global pooling and one linear layer, so it cannot score the cells of a map"
+    )]
     NoFeatures(String),
     #[error("model.arch: script:{file} {reason}")]
     Script { file: String, reason: String },

@@ -8,13 +8,8 @@ use tch::Tensor;
 use super::layers::{BatchNorm2d, BatchNormOptions, Conv2d, ConvBn, Layer, Visitor, join};
 
 /// timm's names, and the multiplier of the widths.
-const TABLE: [(&str, f64); 5] = [
-    ("rexnet_100", 1.0),
-    ("rexnet_130", 1.3),
-    ("rexnet_150", 1.5),
-    ("rexnet_200", 2.0),
-    ("rexnet_300", 3.0),
-];
+const TABLE: [(&str, f64); 5] =
+    [("rexnet_100", 1.0), ("rexnet_130", 1.3), ("rexnet_150", 1.5), ("rexnet_200", 2.0), ("rexnet_300", 3.0)];
 
 /// Blocks, and stride of the first, in each stage; stages from the third on squeeze and excite.
 const STAGES: [(usize, i64); 6] = [(1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (5, 2)];
@@ -29,7 +24,7 @@ const SQUEEZE: i64 = 12;
 const DROPOUT: f64 = 0.2;
 
 /// The architectures of this family.
-pub(super) fn names() -> impl Iterator<Item = &'static str> {
+pub fn names() -> impl Iterator<Item = &'static str> {
     TABLE.iter().map(|(name, _)| *name)
 }
 
@@ -61,7 +56,11 @@ impl SqueezeExcitation {
     fn new(channels: i64, options: BatchNormOptions) -> Self {
         let squeezed = channels / SQUEEZE;
         let squeeze = Conv2d::pointwise(channels, squeezed);
-        Self { squeeze, bn: BatchNorm2d::new(squeezed, options), excite: Conv2d::pointwise(squeezed, channels) }
+        Self {
+            squeeze,
+            bn: BatchNorm2d::new(squeezed, options),
+            excite: Conv2d::pointwise(squeezed, channels),
+        }
     }
 }
 
@@ -117,7 +116,8 @@ impl Layer for Block {
     }
 
     fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {
-        let Layout { expand, depthwise, excite, project } = Layout::new(self.expand.is_some(), self.excite.is_some());
+        let Layout { expand, depthwise, excite, project } =
+            Layout::new(self.expand.is_some(), self.excite.is_some());
         let at = |place: usize| join(path, format!("out.{place}"));
         if let Some(layer) = &mut self.expand {
             layer.visit(&at(expand), &at(expand + 1), visitor);

@@ -35,7 +35,9 @@ impl Script {
         // libtorch's own words about a missing file are of a stream reader.
         std::fs::File::open(Path::new(file)).map_err(|error| wrong(format!("cannot be read: {error}")))?;
         let module = ScriptModule::load(Path::new(file), device).map_err(|error| {
-            wrong(format!("is no TorchScript module; save it with torch.jit.script(model).save(FILE) ({error})"))
+            wrong(format!(
+                "is no TorchScript module; save it with torch.jit.script(model).save(FILE) ({error})"
+            ))
         })?;
         let mut tensors = Vec::new();
         for ScriptTensor { name, tensor, is_parameter } in module.tensors()? {
@@ -46,7 +48,9 @@ impl Script {
             };
             if role == Role::Parameter && tensor.kind() != Kind::Float {
                 let kind = tensor.kind();
-                return Err(wrong(format!("its parameter {name} is {kind:?}; convert it with model.float()")));
+                return Err(wrong(format!(
+                    "its parameter {name} is {kind:?}; convert it with model.float()"
+                )));
             }
             tensors.push((name, tensor, role));
         }
@@ -60,8 +64,10 @@ impl Script {
         // The module counts its steps itself, but only where it runs: a rank without samples would fall behind.
         // `Model::count_step` does it for all.
         let counters = self.tensors.iter().filter(|(name, ..)| name.ends_with("num_batches_tracked"));
-        let before: Vec<(Tensor, Tensor)> =
-            counters.filter(|_| train).map(|(_, counter, _)| (counter.shallow_clone(), counter.copy())).collect();
+        let before: Vec<(Tensor, Tensor)> = counters
+            .filter(|_| train)
+            .map(|(_, counter, _)| (counter.shallow_clone(), counter.copy()))
+            .collect();
         let output = self.module.forward(x, train);
         tch::no_grad(|| before.into_iter().for_each(|(mut counter, before)| counter.copy_(&before)));
         output

@@ -85,7 +85,12 @@ impl ScriptModule {
     /// # Errors
     /// What libtorch throws.
     pub fn tensors(&self) -> Result<Vec<ScriptTensor>, TorchError> {
-        extern "C" fn push(context: *mut c_void, name: *const c_char, tensor: *mut C_tensor, parameter: c_int) {
+        extern "C" fn push(
+            context: *mut c_void,
+            name: *const c_char,
+            tensor: *mut C_tensor,
+            parameter: c_int,
+        ) {
             // SAFETY: `context` is the vector below, which nothing else touches during the call.
             let tensors = unsafe { &mut *context.cast::<Vec<ScriptTensor>>() };
             // SAFETY: the shim hands over a string that lives for this call.
