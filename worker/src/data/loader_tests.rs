@@ -354,7 +354,8 @@ const MIXED: CutMix = CutMix { prob: 0.5, beta: 1.0, until: 100 };
 
 /// A plan for images large enough to see a box in.
 fn mixed_plan(root: &Path) -> TrainPlan {
-    let augment = Augment { image_size: 16, min_area: 0.08, color_jitter: 0.4, lighting: 0.1 };
+    let augment =
+        Augment { image_size: 16, min_area: 0.08, color_jitter: 0.4, lighting: 0.1, resize: Resize::Fast };
     TrainPlan { augment, cutmix: MIXED, ..plan(root) }
 }
 

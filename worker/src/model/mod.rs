@@ -9,11 +9,15 @@ use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 mod efficientnet;
+#[cfg(test)]
+mod family_tests;
 mod flat_gradients;
 pub mod layers;
 mod resnet;
 pub mod rexnet;
 mod script;
+#[cfg(test)]
+mod script_tests;
 mod state_dict;
 #[cfg(test)]
 mod tests;

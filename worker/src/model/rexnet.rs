@@ -24,7 +24,7 @@ const SQUEEZE: i64 = 12;
 const DROPOUT: f64 = 0.2;
 
 /// The architectures of this family.
-pub(super) fn names() -> impl Iterator<Item = &'static str> {
+pub fn names() -> impl Iterator<Item = &'static str> {
     TABLE.iter().map(|(name, _)| *name)
 }
 

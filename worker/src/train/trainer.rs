@@ -54,8 +54,10 @@ pub enum TrainError {
     Step(StepError),
     #[error(transparent)]
     Torch(#[from] TorchError),
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
+    #[error("model.pretrained: {0}")]
+    Pretrained(#[source] WeightsError),
+    #[error("util.test_weight_file: {0}")]
+    Tested(#[source] WeightsError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error("cannot start the thread that writes checkpoints: {0}")]
@@ -144,8 +146,9 @@ impl<'a> Trainer<'a> {
         let mut learner = Learner::new(config, inputs.classes, steps, tch::Device::Cpu)?;
         // The other ranks take them from this one.
         if config.util.test_only && setup.rank == Rank(0) {
-            let weights = weights::read(Path::new(&config.util.test_weight_file))?;
-            tracing::info!("{}", weights::load(&mut learner.model, &weights, Head::Strict)?);
+            let loaded = weights::read(Path::new(&config.util.test_weight_file))
+                .and_then(|weights| weights::load(&mut learner.model, &weights, Head::Strict));
+            tracing::info!("{}", loaded.map_err(TrainError::Tested)?);
         }
         let checkpoints = setup.run_dir.join("checkpoints");
         if setup.rank == Rank(0) {
@@ -242,7 +245,7 @@ impl<'a> Trainer<'a> {
                 restored => restored?,
             }
         } else if rank == source && self.held.is_none() {
-            self.start_from_pretrained()?;
+            self.start_from_pretrained().map_err(TrainError::Pretrained)?;
         }
         let joined = self.join(rank, &peers, generation, token, abort).and_then(|mut ring| {
             let shared = transfer::share(&self.learner, self.tally, source.0, &mut *ring);
