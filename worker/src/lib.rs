@@ -6,8 +6,10 @@
 //! - [`model`], [`optim`], [`eval`], [`checkpoint`]: what is trained, how, how good it is, and its file.
 //! - [`collective`]: sums between ranks. Knows nothing of libtorch.
 //! - [`torch`]: what tch does not expose; the one place with C++.
+//! - [`annotate`]: makes label maps with a trained classifier.
 //! - [`synth`]: a small data set to try it all on.
 
+pub mod annotate;
 pub mod checkpoint;
 pub mod collective;
 pub mod data;
@@ -15,6 +17,7 @@ pub mod eval;
 pub mod labels;
 pub mod model;
 pub mod optim;
+mod progress;
 pub mod samples;
 pub mod session;
 pub mod synth;

@@ -57,11 +57,12 @@ impl LabelMap {
     /// Reads a `.pt` file's bytes: a tensor `[2, k, height, width]` of logits and class ids, the ids whole
     /// numbers in `0..classes`.
     pub fn parse(bytes: Vec<u8>, classes: u32) -> Result<Self, MapError> {
-        Self::parse_stored(bytes, classes).map(|stored| stored.map)
+        Self::parse_stored(bytes, Some(classes)).map(|stored| stored.map)
     }
 
-    /// As [`LabelMap::parse`], with the element type and the form of the file.
-    pub fn parse_stored(bytes: Vec<u8>, classes: u32) -> Result<Stored, MapError> {
+    /// As [`LabelMap::parse`], with the element type and the form of the file. Without `classes` every id is
+    /// taken that the element type can name.
+    pub fn parse_stored(bytes: Vec<u8>, classes: Option<u32>) -> Result<Stored, MapError> {
         let file = PtFile::parse(bytes)?;
         let Value::Tensor(tensor) = file.root() else {
             return Err(MapError::NotTensor { found: file.root().type_name() });
@@ -79,6 +80,7 @@ impl LabelMap {
             Dtype::BF16 => 256,
             _ => 1 << 24,
         };
+        let classes = classes.unwrap_or(exact + 1);
         if classes > exact + 1 {
             return Err(MapError::Imprecise { dtype, classes });
         }
