@@ -4,6 +4,7 @@
 //! - [`train`]: follows its orders; has the diagram of one sample's and one step's way.
 //! - [`data`], [`labels`]: JPEG files to batches, label maps to targets. Know nothing of libtorch.
 //! - [`model`], [`optim`], [`eval`], [`checkpoint`]: what is trained, how, how good it is, and its file.
+//! - [`weights`]: state_dicts from and to files of torch and safetensors. [`pt`]: the files of torch.save.
 //! - [`collective`]: sums between ranks. Knows nothing of libtorch.
 //! - [`torch`]: what tch does not expose; the one place with C++.
 //! - [`annotate`]: makes label maps with a trained classifier.
@@ -18,8 +19,10 @@ pub mod labels;
 pub mod model;
 pub mod optim;
 mod progress;
+pub mod pt;
 pub mod samples;
 pub mod session;
 pub mod synth;
 pub mod torch;
 pub mod train;
+pub mod weights;

@@ -18,10 +18,12 @@ use crate::torch::TorchError;
 
 mod read;
 pub mod safetensors_file;
+pub(crate) mod temporary;
 #[cfg(test)]
 mod tests;
 mod write;
 
+pub(crate) use read::{is_ours, parse};
 pub use read::{load, verify};
 pub use write::{Written, keep_as, write};
 

@@ -45,13 +45,23 @@ pub fn verify(path: &Path, expected: Option<&str>) -> Result<(), CheckpointError
 /// # Errors
 /// Unreadable, damaged (cut short, any byte changed), or not a checkpoint.
 pub fn load(path: &Path) -> Result<State, CheckpointError> {
-    let damaged = |reason: String| CheckpointError::Damaged { path: path.to_owned(), reason };
-    let mut file =
+    let file =
         std::fs::read(path).map_err(|source| CheckpointError::Read { path: path.to_owned(), source })?;
+    parse(path, file)
+}
+
+/// Whether the metadata of a safetensors header is that of a checkpoint of this program.
+pub(crate) fn is_ours(metadata: &HashMap<String, String>) -> bool {
+    metadata.get(FORMAT).map(String::as_str) == Some(FORMAT_NAME)
+}
+
+/// As [`load`], of a file's bytes; `path` is for messages.
+pub(crate) fn parse(path: &Path, mut file: Vec<u8>) -> Result<State, CheckpointError> {
+    let damaged = |reason: String| CheckpointError::Damaged { path: path.to_owned(), reason };
     let (header, data_start) = safetensors_file::parse(&file).map_err(damaged)?;
     let none = HashMap::new();
     let text = header.metadata().as_ref().unwrap_or(&none);
-    if text.get(FORMAT).map(String::as_str) != Some(FORMAT_NAME) {
+    if !is_ours(text) {
         let reason = format!("its header does not say {FORMAT} {FORMAT_NAME}");
         return Err(CheckpointError::Foreign { path: path.to_owned(), reason });
     }

@@ -12,13 +12,15 @@ use crate::model::StateDict;
 use crate::torch;
 
 /// How each kind is called in a header.
-const KINDS: [(Kind, Dtype, &str); 8] = [
+const KINDS: [(Kind, Dtype, &str); 10] = [
     (Kind::Float, Dtype::F32, "F32"),
     (Kind::Double, Dtype::F64, "F64"),
     (Kind::Half, Dtype::F16, "F16"),
     (Kind::BFloat16, Dtype::BF16, "BF16"),
     (Kind::Int64, Dtype::I64, "I64"),
     (Kind::Int, Dtype::I32, "I32"),
+    (Kind::Int16, Dtype::I16, "I16"),
+    (Kind::Int8, Dtype::I8, "I8"),
     (Kind::Uint8, Dtype::U8, "U8"),
     (Kind::Bool, Dtype::BOOL, "BOOL"),
 ];

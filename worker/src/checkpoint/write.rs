@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::safetensors_file::Contents;
+use super::temporary::Temporary;
 use super::{CheckpointError, State};
 
 /// Keys of the header's metadata. Those of [`State::metadata`] follow [`EXTRA`].
@@ -71,10 +72,8 @@ pub fn write(state: &State, dir: &Path, name: &str) -> Result<Written, Checkpoin
 /// [`CheckpointError::Write`], as on a file system without hard links.
 pub fn keep_as(written: &Written, dir: &Path, name: &str) -> Result<(), CheckpointError> {
     let target = dir.join(format!("{name}.safetensors"));
-    let temporary = Temporary { path: Some(dir.join(format!(".{name}.{}.tmp", std::process::id()))) };
-    if let Some(path) = &temporary.path {
-        std::fs::hard_link(&written.file, path).map_err(failed("link", path, written.bytes))?;
-    }
+    let temporary =
+        Temporary::link(&written.file, &target).map_err(failed("link", &target, written.bytes))?;
     temporary.rename(&target).map_err(failed("rename the link", &target, written.bytes))?;
     let sidecar = dir.join(format!("{name}.b3"));
     Temporary::write(&sidecar, |out| writeln!(out, "{}  {name}.safetensors", written.blake3))
@@ -132,40 +131,5 @@ impl Write for Hashing<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
-    }
-}
-
-/// A file under a name of its own, removed unless it is renamed.
-struct Temporary {
-    path: Option<PathBuf>,
-}
-
-impl Temporary {
-    /// Writes and syncs a file beside `target`.
-    fn write(target: &Path, body: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<Self> {
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let path = target.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-        let mut file = File::create(&path)?;
-        let temporary = Self { path: Some(path) };
-        body(&mut file)?;
-        file.sync_all()?;
-        Ok(temporary)
-    }
-
-    fn rename(mut self, target: &Path) -> io::Result<()> {
-        if let Some(path) = &self.path {
-            std::fs::rename(path, target)?;
-            self.path = None;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            // The write has failed already, and that is the error worth telling.
-            let _ = std::fs::remove_file(path);
-        }
     }
 }

@@ -2,8 +2,8 @@
 
 use half::f16;
 
-use super::pickle::{Dtype, Value};
-use super::pt::{Format, PtError, PtFile, write_tensor};
+use crate::pt::pickle::{Dtype, Value};
+use crate::pt::{Format, PtError, PtFile, write_tensor};
 
 /// Most cells along a side, and most classes a cell, that are read.
 const MAX_SIDE: u64 = 1024;

@@ -1,7 +1,7 @@
 //! Localized multi-label targets: label maps read from disk and pooled over a training crop.
 //!
 //! A training image's map stands at `<relabel.path>/<class folder>/<image stem>.pt`, or under that name in the
-//! one file that [`pack`] makes of such a folder. On the way of a sample: [`pickle`] and [`pt`] read the
+//! one file that [`pack`] makes of such a folder. On the way of a sample: [`crate::pt`] reads the
 //! file, [`LabelMap`] is its checked content, or [`packed`] finds it in the store; [`pool`] makes the
 //! crop's target of it. Knows nothing of libtorch, and runs no code that a file brings along.
 
@@ -18,9 +18,7 @@ mod label_map;
 pub mod pack;
 pub mod packed;
 mod parallel;
-pub mod pickle;
 pub mod pool;
-pub mod pt;
 
 pub use label_map::{LabelMap, MapError, Stored};
 pub(crate) use parallel::map_in_order;

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::pickle::{Dtype, Value};
-use super::pt::{Format, PtError, PtFile};
 use super::*;
+use crate::pt::pickle::{Dtype, Value};
+use crate::pt::{self, Format, PtError, PtFile};
 
 #[derive(serde::Deserialize)]
 struct Small {

@@ -17,8 +17,8 @@ use super::paint::paint;
 use super::scene::{Composition, Scene};
 use super::shape::Shape;
 use super::teach::label_map;
-use crate::labels::pickle::Dtype;
 use crate::progress::Progress;
+use crate::pt::pickle::Dtype;
 
 /// JPEG quality, 1 to 100.
 const QUALITY: u8 = 90;

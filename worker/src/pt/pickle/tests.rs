@@ -105,7 +105,7 @@ fn nonsense_is_an_error_and_never_a_panic() {
         assert!(value(body).is_err(), "{body:?}");
     }
     // Every prefix and every one-byte change of a real file's pickle.
-    let real = include_bytes!("../testdata/checkpoint_legacy.pth");
+    let real = include_bytes!("../../labels/testdata/checkpoint_legacy.pth");
     let mut at = 0;
     for _ in 0..3 {
         at += read(&real[at..]).unwrap().len;

@@ -1,18 +1,24 @@
 //! Files of `torch.save`: the zip archives of torch 1.6 and later, and the legacy form before it.
 //!
-//! The pickle inside is read by [`super::pickle`], which runs nothing. Storages stay where they are in
-//! the file's bytes; a tensor is copied out when it is asked for.
+//! The pickle inside is read by [`pickle`], which runs nothing. Storages stay where they are in the
+//! file's bytes; a tensor is copied out when it is asked for. [`write()`] writes the zip form. Knows nothing
+//! of libtorch, nor of what the tensors are for: label maps and weights alike stand in such files.
 
 use std::collections::BTreeMap;
-use std::io::{Cursor, Read, Write};
+use std::io::{Cursor, Read};
 use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use zip::write::SimpleFileOptions;
-use zip::{CompressionMethod, ZipArchive, ZipWriter};
+use zip::{CompressionMethod, ZipArchive};
 
-use super::pickle::{self, Dtype, PickleError, StorageRef, TensorRef, Value};
+pub mod pickle;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use pickle::{Dtype, PickleError, StorageRef, TensorRef, Value};
+pub use write::{write, write_tensor};
 
 /// Largest pickle that is read; that of a ResNet-152 checkpoint with its optimizer has under 1 MB.
 const MAX_PICKLE: u64 = 64 << 20;
@@ -244,57 +250,4 @@ fn row_major(shape: &[u64], strides: &[u64]) -> bool {
         expected *= side;
         matches
     })
-}
-
-/// The bytes of a zip `.pt` file that holds one contiguous tensor: `data` is its elements, little-endian,
-/// of `dtype`, which is float32 or float16. `torch.load(weights_only=True)` takes it. The same
-/// arguments give the same bytes.
-pub fn write_tensor(shape: &[u64], dtype: Dtype, data: &[u8]) -> Result<Vec<u8>, PtError> {
-    let class = match dtype {
-        Dtype::F32 => "FloatStorage",
-        Dtype::F16 => "HalfStorage",
-        other => return Err(PtError::NotFloat(other)),
-    };
-    let program = tensor_pickle(shape, class, (data.len() / dtype.size()) as u64);
-    let mut writer = ZipWriter::new(Cursor::new(Vec::with_capacity(data.len() + 1024)));
-    // torch aligns entries to 64 bytes so that they can be memory-mapped.
-    let options =
-        SimpleFileOptions::default().compression_method(CompressionMethod::Stored).with_alignment(64);
-    let entries: [(&str, &[u8]); 4] =
-        [("data.pkl", &program), ("byteorder", b"little"), ("data/0", data), ("version", b"3\n")];
-    for (name, content) in entries {
-        writer.start_file(format!("archive/{name}"), options).map_err(damaged)?;
-        writer.write_all(content).map_err(damaged)?;
-    }
-    Ok(writer.finish().map_err(damaged)?.into_inner())
-}
-
-/// The pickle of a contiguous tensor whose elements are storage `0`.
-fn tensor_pickle(shape: &[u64], class: &str, numel: u64) -> Vec<u8> {
-    let mut out = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((".to_vec();
-    let text = |out: &mut Vec<u8>, s: &str| {
-        out.push(b'X');
-        out.extend((s.len() as u32).to_le_bytes());
-        out.extend(s.as_bytes());
-    };
-    let int = |out: &mut Vec<u8>, v: u64| {
-        out.extend([0x8a, 9]); // LONG1: nine bytes, so that the top one is 0 and the number positive
-        out.extend(v.to_le_bytes());
-        out.push(0);
-    };
-    text(&mut out, "storage");
-    out.extend(format!("ctorch\n{class}\n").as_bytes());
-    text(&mut out, "0");
-    text(&mut out, "cpu");
-    int(&mut out, numel);
-    out.extend(b"tQ");
-    int(&mut out, 0);
-    out.push(b'(');
-    shape.iter().for_each(|&side| int(&mut out, side));
-    out.extend(b"t(");
-    for dim in 0..shape.len() {
-        int(&mut out, shape[dim + 1..].iter().product());
-    }
-    out.extend(b"t\x89ccollections\nOrderedDict\n)RtR.");
-    out
 }

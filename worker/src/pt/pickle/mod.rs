@@ -1,4 +1,4 @@
-//! Reads the pickles that `torch.save` writes, without running anything.
+//! Reads the pickles that `torch.save` writes, without running anything, and writes such.
 //!
 //! A pickle is a program for a stack machine that may name any function and have it called. This reader
 //! builds a closed set of values instead, and knows by name the few functions that torch's own files
@@ -10,6 +10,9 @@ use std::sync::Arc;
 
 mod calls;
 mod machine;
+mod write;
+
+pub use write::write;
 
 /// Deepest nesting of containers that is read. Optimizer states are five or six levels deep.
 pub const MAX_DEPTH: usize = 64;
@@ -86,20 +89,37 @@ impl Dtype {
         }
     }
 
+    pub const ALL: [Dtype; 10] = [
+        Dtype::F64,
+        Dtype::F32,
+        Dtype::F16,
+        Dtype::BF16,
+        Dtype::I64,
+        Dtype::I32,
+        Dtype::I16,
+        Dtype::I8,
+        Dtype::U8,
+        Dtype::Bool,
+    ];
+
+    /// The class of a storage of such elements, in torch's module `torch`.
+    fn storage(self) -> &'static str {
+        match self {
+            Dtype::F64 => "DoubleStorage",
+            Dtype::F32 => "FloatStorage",
+            Dtype::F16 => "HalfStorage",
+            Dtype::BF16 => "BFloat16Storage",
+            Dtype::I64 => "LongStorage",
+            Dtype::I32 => "IntStorage",
+            Dtype::I16 => "ShortStorage",
+            Dtype::I8 => "CharStorage",
+            Dtype::U8 => "ByteStorage",
+            Dtype::Bool => "BoolStorage",
+        }
+    }
+
     fn of_storage(class: &str) -> Option<Self> {
-        Some(match class {
-            "DoubleStorage" => Dtype::F64,
-            "FloatStorage" => Dtype::F32,
-            "HalfStorage" => Dtype::F16,
-            "BFloat16Storage" => Dtype::BF16,
-            "LongStorage" => Dtype::I64,
-            "IntStorage" => Dtype::I32,
-            "ShortStorage" => Dtype::I16,
-            "CharStorage" => Dtype::I8,
-            "ByteStorage" => Dtype::U8,
-            "BoolStorage" => Dtype::Bool,
-            _ => return None,
-        })
+        Self::ALL.into_iter().find(|dtype| dtype.storage() == class)
     }
 }
 
@@ -142,6 +162,17 @@ pub struct TensorRef {
     pub shape: Vec<u64>,
     /// Elements between neighbours along each dimension; as many as `shape` has.
     pub strides: Vec<u64>,
+}
+
+impl TensorRef {
+    /// The whole of the storage named `key` in row-major order, which is how [`crate::pt::write()`] names
+    /// storages.
+    pub fn dense(key: usize, dtype: Dtype, shape: Vec<u64>) -> Self {
+        let storage =
+            StorageRef { key: key.to_string().into(), dtype, numel: shape.iter().product(), start: 0 };
+        let strides = (1..=shape.len()).map(|next| shape[next..].iter().product()).collect();
+        Self { storage: Arc::new(storage), offset: 0, shape, strides }
+    }
 }
 
 /// Why a pickle was refused.
