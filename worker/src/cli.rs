@@ -25,6 +25,10 @@ pub enum Command {
     Train(TrainArgs),
     /// Make a small data set of several objects a picture, with label maps
     Synth(worker::synth::SynthArgs),
+    /// Make the label maps of a data set with a trained classifier
+    Label(worker::annotate::LabelArgs),
+    /// Pack a folder of label maps into one memory-mapped file
+    Pack(worker::labels::pack::PackArgs),
     /// Show what is in a file
     Inspect(InspectArgs),
 }

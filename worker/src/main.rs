@@ -16,6 +16,8 @@ fn main() -> ExitCode {
         None => rank::run(cli.train),
         Some(Command::Train(args)) => rank::run(args),
         Some(Command::Synth(args)) => worker::synth::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Label(args)) => worker::annotate::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Pack(args)) => worker::labels::pack::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Inspect(args)) => args.run().map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

@@ -166,28 +166,28 @@ impl Iterator for EvalLoader {
 }
 
 /// What a loader thread reuses from image to image.
-struct Scratch {
-    decoder: Decoder,
-    image: RgbImage,
-    scaler: Scaler,
+pub(super) struct Scratch {
+    pub(super) decoder: Decoder,
+    pub(super) image: RgbImage,
+    pub(super) scaler: Scaler,
 }
 
 impl Scratch {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { decoder: Decoder::new(), image: RgbImage::empty(), scaler: Scaler::default() }
     }
 }
 
 /// Pixel buffers that inputs have been written from.
 #[derive(Default)]
-struct Buffers(Mutex<Vec<Vec<u8>>>);
+pub(super) struct Buffers(Mutex<Vec<Vec<u8>>>);
 
 impl Buffers {
-    fn take(&self) -> Vec<u8> {
+    pub(super) fn take(&self) -> Vec<u8> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
     }
 
-    fn put(&self, buffer: Vec<u8>) {
+    pub(super) fn put(&self, buffer: Vec<u8>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
     }
 }
@@ -288,12 +288,12 @@ impl Work for TrainWork {
 
 /// Whether an image may be left out: the fault is its own, and not that its folder is gone, as when a
 /// file system was unmounted, which would leave out everything.
-fn is_skippable(error: &ImageError, path: &Path) -> bool {
+pub(super) fn is_skippable(error: &ImageError, path: &Path) -> bool {
     error.is_of_the_file() && path.parent().is_some_and(Path::is_dir)
 }
 
 /// Makes `buffer` `length` long without clearing what will be overwritten.
-fn fit(buffer: &mut Vec<f32>, length: usize) {
+pub(super) fn fit(buffer: &mut Vec<f32>, length: usize) {
     if buffer.capacity() == 0 {
         // Fresh memory comes zeroed from the system at no cost.
         *buffer = vec![0.0; length];

@@ -16,6 +16,7 @@ pub mod order;
 mod pool;
 pub mod rng;
 mod turbo;
+pub mod whole;
 
 pub use error::{DataError, ImageError};
 

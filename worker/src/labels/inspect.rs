@@ -57,7 +57,7 @@ pub fn run(args: &LabelMapArgs) -> Result<()> {
         (None, None) => vec![UnitBox::FULL],
     };
     let bytes = std::fs::read(&args.file).map_err(|why| LabelError::Read { path: args.file.clone(), why })?;
-    let stored = LabelMap::parse_stored(bytes, args.classes)
+    let stored = LabelMap::parse_stored(bytes, Some(args.classes))
         .map_err(|why| LabelError::Map { path: args.file.clone(), why: Box::new(why) })?;
     let axes = match args.axes {
         Some(axes) => vec![axes.into()],

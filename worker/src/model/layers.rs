@@ -19,6 +19,12 @@ pub trait Layer: Send {
     /// The output for `x`; `train` chooses batch statistics over running ones where a layer has both.
     fn forward(&self, x: &Tensor, train: bool) -> Tensor;
 
+    /// The last feature map `[B, C, h, w]` of images, before it is pooled, with running statistics; for whole
+    /// classifiers whose head is a global average pooling and one linear layer, none for others.
+    fn features(&self, _images: &Tensor) -> Option<Tensor> {
+        None
+    }
+
     /// Shows every tensor below this layer, whose own name is `path`, to `visitor`.
     fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>);
 }

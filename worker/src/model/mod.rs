@@ -27,6 +27,8 @@ pub enum ModelError {
     UnknownArch { arch: String, nearest: &'static str, known: Vec<&'static str> },
     #[error("model.num_classes: a classifier needs at least 1 class, not {0}")]
     NoClasses(i64),
+    #[error("{0} has no head of a global pooling and one linear layer, so it cannot score the cells of a map")]
+    NoFeatures(String),
     #[error(transparent)]
     Torch(#[from] TorchError),
     #[error(transparent)]
@@ -152,6 +154,35 @@ impl Model {
     /// If `x` is not `[B, 3, H, W]` of the parameters' kind and device.
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         self.root.forward(x, train)
+    }
+
+    /// The last feature map of images `[B, 3, H, W]`: `[B, C, h, w]`, before the global pooling, with
+    /// running statistics.
+    ///
+    /// # Errors
+    /// An architecture whose head is not a pooling and one linear layer.
+    ///
+    /// # Panics
+    /// As [`Model::forward`].
+    pub fn features(&self, images: &Tensor) -> Result<Tensor, ModelError> {
+        self.root.features(images).ok_or_else(|| ModelError::NoFeatures(self.arch.clone()))
+    }
+
+    /// The linear layer of the head as a 1x1 convolution: weight `[classes, C, 1, 1]` and bias `[classes]`.
+    /// Applied to [`Model::features`] it scores every cell.
+    ///
+    /// # Errors
+    /// As [`Model::features`].
+    pub fn head(&self) -> Result<(Tensor, Tensor), ModelError> {
+        // A classifier's last layer is the last in its state_dict.
+        if let [.., (_, weight), (_, bias)] = self.parameters.as_slice()
+            && weight.dim() >= 2
+            && weight.size()[0] == self.classes
+            && bias.size() == [self.classes]
+        {
+            return Ok((weight.detach().reshape([self.classes, -1, 1, 1]), bias.detach()));
+        }
+        Err(ModelError::NoFeatures(self.arch.clone()))
     }
 
     /// Counts a step in every BatchNorm's `num_batches_tracked`, unless frozen. Apart from `forward`, so that

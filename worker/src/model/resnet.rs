@@ -150,14 +150,25 @@ impl ResNet {
     }
 }
 
-impl Layer for ResNet {
-    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+impl ResNet {
+    /// Images `[B, 3, H, W]` to features `[B, C, H/32, W/32]`, rounded up.
+    fn body(&self, x: &Tensor, train: bool) -> Tensor {
         let mut y = self.stem.forward(x, train).relu_();
         y = y.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
         for block in self.stages.iter().flatten() {
             y = block.forward(&y, train);
         }
-        self.fc.forward(&y.adaptive_avg_pool2d([1, 1]).flatten(1, -1), train)
+        y
+    }
+}
+
+impl Layer for ResNet {
+    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        self.fc.forward(&self.body(x, train).adaptive_avg_pool2d([1, 1]).flatten(1, -1), train)
+    }
+
+    fn features(&self, images: &Tensor) -> Option<Tensor> {
+        Some(self.body(images, false))
     }
 
     fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {
