@@ -77,12 +77,15 @@ pub struct InspectArgs {
 enum Inspect {
     /// Show a label map (.pt) and the targets that it gives for crops
     LabelMap(worker::labels::inspect::LabelMapArgs),
+    /// Show what is in a packed store of label maps, and verify all of it
+    Packed(worker::labels::inspect::PackedArgs),
 }
 
 impl InspectArgs {
     pub fn run(&self) -> anyhow::Result<()> {
         match &self.what {
             Inspect::LabelMap(args) => worker::labels::inspect::run(args),
+            Inspect::Packed(args) => worker::labels::inspect::run_packed(args),
         }
     }
 }

@@ -38,7 +38,7 @@ impl Progress {
     pub(crate) fn advance(&self, n: u64) {
         self.bar.inc(n);
         let (now, due) = (millis(self.since.elapsed()), self.due.load(Ordering::Relaxed));
-        if now < due {
+        if now < due || self.bar.position() == self.bar.length().unwrap_or_default() {
             return;
         }
         // A terminal needs the bar to be shown once; it then draws itself.
@@ -55,11 +55,6 @@ impl Progress {
             let left = HumanDuration(left);
             tracing::info!("{done} of {total} {}, {rate:.1} a second, {left} left", self.what);
         }
-    }
-
-    /// Shows `line` without tearing the bar.
-    pub(crate) fn say(&self, line: &str) {
-        self.bar.suspend(|| tracing::warn!("{line}"));
     }
 
     /// Takes the bar away.

@@ -124,9 +124,9 @@ impl Annotator {
             Body::Network(model) => model.features(x)?,
             Body::Script(module, file) => {
                 let shown = file.display();
-                let output = module
-                    .forward_ts(&[x])
-                    .map_err(|why| anyhow!("{shown} failed on images {:?}: {}", x.size(), first_line(&why)))?;
+                let output = module.forward_ts(&[x]).map_err(|why| {
+                    anyhow!("{shown} failed on images {:?}: {}", x.size(), first_line(&why))
+                })?;
                 let size = output.size();
                 let cells = output.dim() == 4 && size[0] == x.size()[0];
                 ensure!(cells, "{shown} gives {size:?} for images {:?}; wanted [B, C, h, w]", x.size());
@@ -166,9 +166,11 @@ fn linear(file: &Path) -> Result<(Tensor, Tensor)> {
         [_, _] | [_, _, 1, 1] => true,
         _ => false,
     };
-    let last = weights.tensors.iter().rev().find(|(name, tensor)| name.ends_with("weight") && is_linear(tensor));
-    let (name, weight) = last
-        .with_context(|| format!("{}: it holds no linear layer's weight [classes, channels]", file.display()))?;
+    let last =
+        weights.tensors.iter().rev().find(|(name, tensor)| name.ends_with("weight") && is_linear(tensor));
+    let (name, weight) = last.with_context(|| {
+        format!("{}: it holds no linear layer's weight [classes, channels]", file.display())
+    })?;
     let classes = weight.size()[0];
     let bias_name = format!("{}bias", name.strip_suffix("weight").unwrap_or(name));
     let bias = match weights.tensors.iter().find(|(name, _)| *name == bias_name) {

@@ -89,10 +89,9 @@ pub struct LabelArgs {
 
 /// Runs the command. Unreadable images are listed at the end, and fail it only where no map came out at all.
 pub fn run(args: &LabelArgs) -> Result<()> {
-    let threads = args.threads.map_or_else(
-        || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        usize::from,
-    );
+    let threads = args
+        .threads
+        .map_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get), usize::from);
     crate::torch::set_num_threads(threads);
     let folder = training_folder(&args.data);
     let split = Arc::new(Split::open(&folder, None)?);
@@ -101,8 +100,7 @@ pub fn run(args: &LabelArgs) -> Result<()> {
     if let Some(classes) = annotator.classes() {
         compare_classes(classes, &split, args)?;
     }
-    std::fs::create_dir_all(&args.out)
-        .with_context(|| format!("{} cannot be made", args.out.display()))?;
+    std::fs::create_dir_all(&args.out).with_context(|| format!("{} cannot be made", args.out.display()))?;
     Recipe::new(args, &annotator, side)?.claim(&args.out)?;
 
     let samples: Vec<u32> = args.shard.of(split.len()).collect();
@@ -127,14 +125,16 @@ pub fn run(args: &LabelArgs) -> Result<()> {
     };
     println!("{out}: {total} label maps, {made} of them made now in {:.0?}{bad}", began.elapsed());
     if let Some(file) = &args.pack {
-        // Packed from what is on the disk: what was made before this start goes in as well.
-        let missing: BTreeSet<u32> =
-            samples.into_iter().filter(|&s| !map_path(&args.out, &split.key(s)).is_file()).collect();
-        let mut keys: Vec<String> =
-            (0..split.len() as u32).filter(|s| !missing.contains(s)).map(|s| split.key(s)).collect();
+        // What was made before this start goes in as well.
+        let all = (0..split.len() as u32).map(|sample| split.key(sample));
+        let mut keys: Vec<String> = all.filter(|key| map_path(&args.out, key).is_file()).collect();
         keys.sort_unstable();
         let rounding = pack::write(&args.out, &keys, file, Precision::Half, threads)?;
-        println!("{}: {} label maps; float16 moved logits by at most {rounding:.1e}", file.display(), keys.len());
+        println!(
+            "{}: {} label maps; float16 moved logits by at most {rounding:.1e}",
+            file.display(),
+            keys.len()
+        );
     }
     Ok(())
 }

@@ -166,28 +166,28 @@ impl Iterator for EvalLoader {
 }
 
 /// What a loader thread reuses from image to image.
-pub(super) struct Scratch {
-    pub(super) decoder: Decoder,
-    pub(super) image: RgbImage,
-    pub(super) scaler: Scaler,
+struct Scratch {
+    decoder: Decoder,
+    image: RgbImage,
+    scaler: Scaler,
 }
 
 impl Scratch {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         Self { decoder: Decoder::new(), image: RgbImage::empty(), scaler: Scaler::default() }
     }
 }
 
 /// Pixel buffers that inputs have been written from.
 #[derive(Default)]
-pub(super) struct Buffers(Mutex<Vec<Vec<u8>>>);
+struct Buffers(Mutex<Vec<Vec<u8>>>);
 
 impl Buffers {
-    pub(super) fn take(&self) -> Vec<u8> {
+    fn take(&self) -> Vec<u8> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
     }
 
-    pub(super) fn put(&self, buffer: Vec<u8>) {
+    fn put(&self, buffer: Vec<u8>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
     }
 }

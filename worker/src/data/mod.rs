@@ -13,6 +13,7 @@ pub mod index;
 mod jitter;
 pub mod loader;
 pub mod order;
+pub mod pillow;
 mod pool;
 pub mod rng;
 mod turbo;

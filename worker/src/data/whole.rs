@@ -1,13 +1,15 @@
 //! Whole images squashed to a square, as a label map sees them: nothing is cropped, so a cell of the map is
-//! a part of the image. Unreadable ones are left out and listed.
+//! a part of the image. Resized exactly as Pillow does, which costs little beside the network that scores
+//! them. Unreadable ones are left out and listed.
 
 use std::sync::Arc;
 
 use super::augment::Input;
+use super::decode::{Decoder, RgbImage};
 use super::index::Split;
-use super::loader::{Buffers, Scratch, fit, is_skippable};
+use super::loader::{fit, is_skippable};
 use super::pool::{Pool, Work};
-use super::{CropBox, DataError};
+use super::{DataError, ImageSize, pillow};
 
 const ADVICE: &str = "replace the file and run this again";
 
@@ -53,7 +55,7 @@ impl WholeLoader {
             return Err(DataError::Plan { reason });
         }
         let (threads, prefetch) = (plan.threads, plan.prefetch);
-        let work = WholeWork { plan, buffers: Buffers::default() };
+        let work = WholeWork { plan };
         Ok(Self { pool: Pool::start(work, threads, prefetch)? })
     }
 
@@ -73,7 +75,6 @@ impl Iterator for WholeLoader {
 
 struct WholeWork {
     plan: WholePlan,
-    buffers: Buffers,
 }
 
 /// An image on its way into a batch, or why it is left out.
@@ -92,7 +93,7 @@ impl WholeWork {
 }
 
 impl Work for WholeWork {
-    type Scratch = Scratch;
+    type Scratch = (Decoder, RgbImage);
     type Sample = Whole;
     type Batch = WholeBatch;
 
@@ -104,21 +105,19 @@ impl Work for WholeWork {
         self.ids(batch).len()
     }
 
-    fn scratch(&self) -> Scratch {
-        Scratch::new()
+    fn scratch(&self) -> Self::Scratch {
+        (Decoder::new(), RgbImage::empty())
     }
 
-    fn sample(&self, batch: u64, index: usize, scratch: &mut Scratch) -> Result<Whole, DataError> {
+    fn sample(&self, batch: u64, index: usize, scratch: &mut Self::Scratch) -> Result<Whole, DataError> {
         let id = self.ids(batch)[index];
         let (path, side) = (self.plan.split.path(id), self.plan.side);
-        let Scratch { decoder, image, scaler } = scratch;
-        let input = decoder.decode_file(&path, image).and_then(|()| {
-            let (width, height) = (image.size.width, image.size.height);
-            let whole = CropBox { top: 0, left: 0, height, width };
-            Ok(Input::plain(side, scaler.resize_crop(image, whole, side, self.buffers.take())?))
-        });
-        match input {
-            Ok(input) => Ok(Whole { id, loaded: Ok(input) }),
+        let (decoder, image) = scratch;
+        match decoder.decode_file(&path, image) {
+            Ok(()) => {
+                let pixels = pillow::resize(image, ImageSize { width: side, height: side });
+                Ok(Whole { id, loaded: Ok(Input::plain(side, pixels)) })
+            }
             Err(source) => {
                 let skip = is_skippable(&source, &path);
                 let error = DataError::Image { path, source, advice: ADVICE };
@@ -142,7 +141,6 @@ impl Work for WholeWork {
                     if let Some(place) = places.next() {
                         input.write(place);
                     }
-                    self.buffers.put(input.into_pixels());
                 }
                 Err(reason) => made.skipped.push(reason),
             }

@@ -100,6 +100,16 @@ impl LabelMap {
         Ok(Stored { map: Self { k, height, width, logits, classes: ids }, dtype, format: file.format() })
     }
 
+    /// The best class of a cell, and its share, 0 to 1, of a softmax over the cell's `k` classes.
+    pub fn best(&self, row: usize, column: usize) -> (u32, f32) {
+        let plane = self.height * self.width;
+        let cell = row * self.width + column;
+        let logit = |j: usize| self.logits[j * plane + cell];
+        let best = (0..self.k).max_by(|&a, &b| logit(a).total_cmp(&logit(b))).unwrap_or(0);
+        let sum: f32 = (0..self.k).map(|j| (logit(j) - logit(best)).exp()).sum();
+        (self.classes[best * plane + cell], 1.0 / sum)
+    }
+
     /// The bytes of a `.pt` file, zip form, a tensor `[2, k, height, width]` of `dtype`: float32, or float16,
     /// which rounds the logits and holds ids up to 2048.
     pub fn to_pt(&self, dtype: Dtype) -> Result<Vec<u8>, MapError> {

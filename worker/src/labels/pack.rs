@@ -53,10 +53,9 @@ pub fn run(args: &PackArgs) -> Result<()> {
     }
     ensure!(!keys.is_empty(), "{shown} holds no <class>/<image>.pt to pack");
     let precision = if args.full { Precision::Full } else { Precision::Half };
-    let threads = args.threads.map_or_else(
-        || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        usize::from,
-    );
+    let threads = args
+        .threads
+        .map_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get), usize::from);
     let keys: Vec<String> = keys.into_iter().collect();
     let rounding = write(labels, &keys, &args.out, precision, threads)?;
 

@@ -27,7 +27,9 @@ pub enum ModelError {
     UnknownArch { arch: String, nearest: &'static str, known: Vec<&'static str> },
     #[error("model.num_classes: a classifier needs at least 1 class, not {0}")]
     NoClasses(i64),
-    #[error("{0} has no head of a global pooling and one linear layer, so it cannot score the cells of a map")]
+    #[error(
+        "{0} has no head of a global pooling and one linear layer, so it cannot score the cells of a map"
+    )]
     NoFeatures(String),
     #[error(transparent)]
     Torch(#[from] TorchError),

@@ -7,8 +7,8 @@
 //!   0  magic "relabelp"          8  version                 12  bytes a logit: 2 (float16), 4 (float32)
 //!  16  k  20  rows  24  columns  28  classes: largest id + 1
 //!  32  number of maps (u64)      40  bytes of names (u64)   48  zeros
-//!  64  BLAKE3 of the 64 bytes before and of the index       96  zeros
-//! 128  a record a map: logits [k, rows, columns], class ids u16 [k, rows, columns], zeros up to 8 bytes
+//!  64  BLAKE3 of the 64 bytes before and of the index
+//!  96  a record a map: logits [k, rows, columns], class ids u16 [k, rows, columns], zeros up to 8 bytes
 //!   .  the index: a sum a record (u64, the first bytes of its BLAKE3), where each name ends (u64), the names
 //!      `<class>/<stem>`, sorted as bytes
 //! ```
@@ -35,7 +35,7 @@ const MAGIC: &[u8; 8] = b"relabelp";
 const VERSION: u32 = 1;
 const DIGEST: Range<usize> = 64..96;
 /// Length of the head, and so where the first record is.
-const HEAD: usize = 128;
+const HEAD: usize = 96;
 /// Records begin at multiples of this, so that any of their numbers can be read in place.
 const ALIGN: usize = 8;
 /// Most cells along a side, and most classes a cell, as in `.pt` files.

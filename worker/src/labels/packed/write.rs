@@ -13,7 +13,9 @@ use crate::labels::LabelMap;
 /// the map, and for [`Packing::Write`] that of the store.
 #[derive(Debug, thiserror::Error)]
 pub enum Packing {
-    #[error("it has {found:?} classes, rows and columns, but the maps before it {wanted:?}; a store holds maps of one size")]
+    #[error(
+        "it has {found:?} classes, rows and columns, but the maps before it {wanted:?}; a store holds maps of one size"
+    )]
     Shape { found: [usize; 3], wanted: [usize; 3] },
     #[error("class id {0} is more than a store can hold, which is 65535")]
     ClassId(u32),
@@ -120,8 +122,7 @@ impl Packer {
     /// Writes index and head, syncs, and puts the store at its path, in place of what stood there.
     pub fn finish(mut self) -> io::Result<()> {
         // A store without maps has no size; any will do.
-        let layout =
-            self.layout.unwrap_or(Layout { precision: self.precision, k: 1, height: 1, width: 1 });
+        let layout = self.layout.unwrap_or(Layout { precision: self.precision, k: 1, height: 1, width: 1 });
         let mut index: Vec<u8> = Vec::with_capacity(16 * self.ends.len() + self.names.len());
         index.extend(self.sums.iter().flat_map(|sum| sum.to_le_bytes()));
         index.extend(self.ends.iter().flat_map(|end| end.to_le_bytes()));
