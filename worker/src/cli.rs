@@ -31,6 +31,8 @@ pub enum Command {
     Pack(worker::labels::pack::PackArgs),
     /// Show what is in a file
     Inspect(InspectArgs),
+    /// Write weights as torch and torchvision load them
+    Export(worker::weights::export::ExportArgs),
 }
 
 /// Training
@@ -79,6 +81,10 @@ enum Inspect {
     LabelMap(worker::labels::inspect::LabelMapArgs),
     /// Show what is in a packed store of label maps, and verify all of it
     Packed(worker::labels::inspect::PackedArgs),
+    /// Show where a checkpoint of ours stands and what it holds, its checksums verified
+    Checkpoint(worker::weights::inspect::FileArgs),
+    /// Show the tensors of a file of weights: .pth, .safetensors or a checkpoint
+    Weights(worker::weights::inspect::FileArgs),
 }
 
 impl InspectArgs {
@@ -86,6 +92,8 @@ impl InspectArgs {
         match &self.what {
             Inspect::LabelMap(args) => worker::labels::inspect::run(args),
             Inspect::Packed(args) => worker::labels::inspect::run_packed(args),
+            Inspect::Checkpoint(args) => worker::weights::inspect::checkpoint(args),
+            Inspect::Weights(args) => worker::weights::inspect::weights(args),
         }
     }
 }

@@ -36,6 +36,8 @@ pub struct Model {
     pub arch: String,
     /// Length of the output; none takes the number of class folders under `data_path/train`.
     pub num_classes: Option<u32>,
+    /// Weights to start from: .pth, .safetensors or a checkpoint; empty starts from random ones.
+    pub pretrained: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -207,7 +209,7 @@ pub struct Util {
 
 impl Default for Model {
     fn default() -> Self {
-        Self { arch: "resnet50".into(), num_classes: None }
+        Self { arch: "resnet50".into(), num_classes: None, pretrained: String::new() }
     }
 }
 

@@ -209,6 +209,8 @@ static SCHEMA: &[Setting] = settings! {
         "The network";
     "model.num_classes", Kind::Whole { min: 2, max: 1 << 20, optional: true }, |c| c.model.num_classes.map_or(Value::None, |n| Value::Whole(n.into())),
         "Length of the output; none counts the class folders under data_path/train";
+    "model.pretrained", Kind::Text, |c| text(&c.model.pretrained),
+        "Weights that a fresh run starts from: .pth, .safetensors or a checkpoint, where rank 0 is";
 
     "data.dataset", Kind::Choice(&["imagenet"]), |c| text(&c.data.dataset),
         "Layout of the data set's folders";

@@ -45,6 +45,7 @@ fn the_schema_covers_exactly_the_fields() {
     odd.data.relabel.path = "maps".into();
     odd.util.record_samples = true;
     odd.model.num_classes = Some(79);
+    odd.model.pretrained = "weights.pth".into();
     for config in [Config::default(), odd] {
         let mut fields = BTreeMap::new();
         leaves("", &serde_yaml_ng::to_value(&config).unwrap(), &mut fields);

@@ -120,7 +120,8 @@ impl LabelMap {
         let values = self.logits.iter().copied().chain(self.classes.iter().map(|&id| id as f32));
         let data: Vec<u8> = match dtype {
             Dtype::F16 => values.flat_map(|v| f16::from_f32(v).to_le_bytes()).collect(),
-            _ => values.flat_map(f32::to_le_bytes).collect(),
+            Dtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
+            other => return Err(PtError::NotFloat(other).into()),
         };
         let shape = [2, self.k as u64, self.height as u64, self.width as u64];
         Ok(write_tensor(&shape, dtype, &data)?)

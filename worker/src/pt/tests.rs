@@ -56,6 +56,13 @@ fn every_cut_of_a_written_file_is_refused() {
 }
 
 #[test]
+fn elements_that_do_not_fill_the_shape_are_refused() {
+    for len in [7, 9] {
+        assert!(matches!(write_tensor(&[2, 2], Dtype::F16, &[0; 9][..len]), Err(PtError::Bounds { .. })));
+    }
+}
+
+#[test]
 fn bytes_are_not_written() {
     let error = write(Cursor::new(Vec::new()), &Value::Bytes(Arc::from(*b"ab")), &[]).unwrap_err();
     assert!(error.to_string().starts_with("bytes "), "{error}");

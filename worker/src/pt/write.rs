@@ -42,9 +42,13 @@ pub fn write(out: impl Write + Seek, root: &Value, storages: &[&[u8]]) -> io::Re
 /// The bytes of a file that holds one contiguous tensor: `data` is its elements, little-endian, of `dtype`.
 ///
 /// # Errors
-/// A zip archive cannot hold it.
+/// [`PtError::Bounds`] if the elements do not fill the shape.
 pub fn write_tensor(shape: &[u64], dtype: Dtype, data: &[u8]) -> Result<Vec<u8>, PtError> {
-    let root = Value::Tensor(Arc::new(TensorRef::dense(0, dtype, shape.to_vec())));
+    let tensor = TensorRef::dense(0, dtype, shape.to_vec());
+    if tensor.storage.numel.checked_mul(dtype.size() as u64) != Some(data.len() as u64) {
+        return Err(PtError::Bounds { shape: tensor.shape, numel: (data.len() / dtype.size()) as u64 });
+    }
+    let root = Value::Tensor(Arc::new(tensor));
     let mut out = Cursor::new(Vec::with_capacity(data.len() + 1024));
     write(&mut out, &root, &[data]).map_err(super::damaged)?;
     Ok(out.into_inner())

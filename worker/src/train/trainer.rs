@@ -26,9 +26,11 @@ use crate::collective::tcp::{Membership, Ring, Timeouts};
 use crate::collective::{AbortHandle, Collective, Solo};
 use crate::data::DataError;
 use crate::model::ModelError;
+use crate::optim::schedule;
 use crate::samples::SampleLog;
 use crate::session::{Session, SessionError};
 use crate::torch::TorchError;
+use crate::weights::{self, Head, SgdNotes, WeightsError};
 
 /// How long a new ring may take to stand.
 const RING_DEADLINE: Duration = Duration::from_secs(20);
@@ -54,6 +56,8 @@ pub enum TrainError {
     Saver(#[source] std::io::Error),
     #[error("cannot record the samples in {}: {source}", path.display())]
     SampleLog { path: PathBuf, source: std::io::Error },
+    #[error("model.pretrained: {0}")]
+    Pretrained(#[from] WeightsError),
     #[error("ordered to {order} in generation {generation}, but there is no ring of it")]
     NoRing { order: &'static str, generation: Generation },
 }
@@ -224,6 +228,8 @@ impl<'a> Trainer<'a> {
                 self.session.reports().send(FromWorker::RestoreFailed { generation, file, reason });
                 return Ok(Next::Left);
             }
+        } else if rank == source && self.held.is_none() {
+            self.start_from_pretrained()?;
         }
         let joined = self.join(rank, &peers, generation, token, abort).and_then(|mut ring| {
             if rank != source {
@@ -282,6 +288,18 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
+    /// A fresh start begins with the weights of `model.pretrained`, if it is set; a classifier of other
+    /// classes stays as it was initialized. The other ranks are given the source's state and need no file.
+    fn start_from_pretrained(&mut self) -> Result<(), WeightsError> {
+        let file = &self.setup.config.model.pretrained;
+        if file.is_empty() {
+            return Ok(());
+        }
+        let loaded = weights::load(&mut self.learner.model, &weights::read(Path::new(file))?, Head::Replace)?;
+        tracing::info!("{loaded}");
+        Ok(())
+    }
+
     /// Gives the ring up and reports what is held.
     fn leave(&mut self, reason: &str) {
         self.formation = None;
@@ -309,6 +327,9 @@ impl<'a> Trainer<'a> {
             let progress = Progress { epoch: position.epoch, step: position.step, seed };
             let mut metadata = tally.to_metadata();
             metadata.extend(duty.top1.map(|top1| ("top1".to_string(), top1.to_string())));
+            let optim = &self.setup.config.optim;
+            let lr = schedule::lr(optim, position.epoch, position.step, end);
+            metadata.extend(SgdNotes::of(optim, lr).map(SgdNotes::to_metadata).unwrap_or_default());
             let state = State::snapshot(&self.learner.model, &self.learner.sgd, progress, metadata)?;
             self.saver.save(Save { duty: duty.id, state, position, best: duty.best });
         }

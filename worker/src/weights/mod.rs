@@ -11,6 +11,8 @@ use std::path::PathBuf;
 
 use tch::{Kind, Tensor};
 
+pub mod export;
+pub mod inspect;
 mod read;
 mod reference;
 #[cfg(test)]
@@ -121,7 +123,7 @@ pub enum WeightsError {
         origin: String,
         arch: Option<String>,
         #[source]
-        source: ModelError,
+        source: Box<ModelError>,
     },
     #[error("cannot write {}: {reason}", path.display())]
     CannotHold { path: PathBuf, reason: String },
@@ -240,7 +242,7 @@ pub fn load(model: &mut Model, weights: &Weights, head: Head) -> Result<Loaded, 
     load_tensors(model.arch(), &target, &source).map_err(|source| WeightsError::DoesNotFit {
         origin: weights.origin.clone(),
         arch: weights.arch.clone(),
-        source,
+        source: Box::new(source),
     })?;
     let (origin, container) = (weights.origin.clone(), weights.container);
     Ok(Loaded { origin, container, tensors, counters: added, replaced })
@@ -292,4 +294,9 @@ fn kind_of(dtype: Dtype) -> Kind {
         Dtype::U8 => Kind::Uint8,
         Dtype::Bool => Kind::Bool,
     }
+}
+
+/// The reverse; none for what these files cannot hold.
+fn dtype_of(kind: Kind) -> Option<Dtype> {
+    Dtype::ALL.into_iter().find(|dtype| kind_of(*dtype) == kind)
 }

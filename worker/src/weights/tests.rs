@@ -109,6 +109,46 @@ fn checkpoints_of_torch_and_ours_are_found_in_their_files() {
 }
 
 #[test]
+fn sgd_is_written_where_its_buffers_and_constants_are_known() {
+    use crate::pt::PtFile;
+    use crate::pt::pickle::Value;
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("w.pth");
+    let optimizer = |weights: &Weights| {
+        write(&file, weights, Form::Reference).unwrap();
+        PtFile::parse(std::fs::read(&file).unwrap()).unwrap().root().get("optimizer").cloned()
+    };
+    let mut weights = of(state_dict(10, 3));
+    let mut options = relabel_config::Optim::default();
+    options.wd.base = 0.25;
+    weights.momentum = weights.parameters().map(|(n, t)| (n.clone(), t * 2)).collect();
+    assert_eq!(optimizer(&weights), None);
+    weights.notes = SgdNotes::of(&options, 0.125).unwrap().to_metadata();
+    let state = optimizer(&weights).unwrap();
+    let (Some(Value::Dict(buffers)), Some(Value::List(groups))) =
+        (state.get("state"), state.get("param_groups"))
+    else {
+        panic!("{state:?}")
+    };
+    for (i, ((index, buffer), (name, tensor))) in buffers.iter().zip(&weights.momentum).enumerate() {
+        let Some(Value::Tensor(buffer)) = buffer.get("momentum_buffer") else { panic!("{buffer:?}") };
+        assert_eq!(index, &Value::Int(i as i128));
+        assert!(buffer.shape.iter().map(|&side| side as i64).eq(tensor.size()), "{name}");
+    }
+    assert_eq!((buffers.len(), groups.len()), (62, 1));
+    assert_eq!(groups[0].get("lr"), Some(&Value::Float(0.125)));
+    assert_eq!(groups[0].get("weight_decay"), Some(&Value::Float(0.25)));
+    assert_eq!(groups[0].get("params"), Some(&Value::List((0..62).map(Value::Int).collect())));
+
+    // Buffers of other parameters, or in another order, would go to the wrong ones.
+    weights.momentum.swap(0, 1);
+    assert_eq!(optimizer(&weights), None);
+    options.optimizer = "adamp".to_owned();
+    assert_eq!(SgdNotes::of(&options, 0.125), None);
+}
+
+#[test]
 fn prefixes_of_wrapping_modules_are_taken_off() {
     let dir = tempfile::tempdir().unwrap();
     for prefix in ["module.", "_orig_mod.", "module._orig_mod."] {

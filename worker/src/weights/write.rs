@@ -9,12 +9,12 @@ use std::sync::Arc;
 use tch::{Device, Tensor};
 
 use super::reference::SgdNotes;
-use super::{Container, Weights, WeightsError, kind_of};
+use super::{Container, Weights, WeightsError, dtype_of};
 use crate::checkpoint::safetensors_file::Contents;
 use crate::checkpoint::temporary::Temporary;
 use crate::model::StateDict;
 use crate::pt;
-use crate::pt::pickle::{Dtype, TensorRef, Value};
+use crate::pt::pickle::{TensorRef, Value};
 use crate::torch::{self, TorchError};
 
 /// What a file for torch holds.
@@ -107,7 +107,7 @@ impl Storages {
         let failed = |source| TorchError::Tch { operation: "copy a tensor", source };
         let dense =
             tensor.detach().f_to_device(Device::Cpu).and_then(|t| t.f_contiguous()).map_err(failed)?;
-        let Some(dtype) = Dtype::ALL.into_iter().find(|dtype| kind_of(*dtype) == dense.kind()) else {
+        let Some(dtype) = dtype_of(dense.kind()) else {
             let message = format!("its kind is {:?}", dense.kind());
             return Err(TorchError::Libtorch { operation: "save a tensor", message });
         };
