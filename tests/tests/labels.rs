@@ -6,9 +6,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use relabel_tests::{
-    Ended, Scratch, assert_same_curve, losses, metrics, program, run, sorted, start,
-};
+use relabel_tests::{Ended, Scratch, assert_same_curve, losses, metrics, program, run, sorted, start};
 
 /// A data set, and weights of a network that has been trained on it for an epoch.
 fn with_weights(train: u32) -> Scratch {

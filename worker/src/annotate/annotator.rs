@@ -162,10 +162,7 @@ fn network(name: &str, file: &Path) -> Result<Model> {
 /// a 1x1 convolution) and that one's bias.
 fn linear(file: &Path) -> Result<(Tensor, Tensor)> {
     let weights = weights::read(file)?;
-    let is_linear = |tensor: &Tensor| match tensor.size()[..] {
-        [_, _] | [_, _, 1, 1] => true,
-        _ => false,
-    };
+    let is_linear = |tensor: &Tensor| matches!(tensor.size()[..], [_, _] | [_, _, 1, 1]);
     let last =
         weights.tensors.iter().rev().find(|(name, tensor)| name.ends_with("weight") && is_linear(tensor));
     let (name, weight) = last.with_context(|| {

@@ -57,7 +57,7 @@ pub(super) fn draw(
     classes: &Classes,
     image: Option<&Path>,
 ) -> Result<Canvas> {
-    let photo = image.map(|path| read(path)).transpose()?;
+    let photo = image.map(read).transpose()?;
     let (width, height) = photo.as_ref().map_or((PANEL, PANEL), |photo| photo.dimensions());
     let crop = targets[0].crop;
     let panels = targets.len() as u32 + 1;
