@@ -412,8 +412,8 @@ fn what_only_evaluates_deals_the_set_once_and_saves_nothing() {
     say(&mut run, 2, FromWorker::Indexed(untrained));
     let generation = Generation(1);
     let held = Position::default();
-    say(&mut run, 1, FromWorker::Ready { generation, held });
-    let commands = say(&mut run, 2, FromWorker::Ready { generation, held });
+    say(&mut run, 1, FromWorker::Ready { generation, held, epoch_loss: None });
+    let commands = say(&mut run, 2, FromWorker::Ready { generation, held, epoch_loss: None });
     let ranges: Vec<_> = commands
         .iter()
         .filter_map(|c| match c {
@@ -443,7 +443,11 @@ fn what_only_evaluates_stops_at_once() {
     let mut run = Run::new(Settings { test_only: true, ..settings(1) }, History::default());
     join(&mut run, 1, None);
     say(&mut run, 1, FromWorker::Indexed(Dataset { train_samples: 0, ..dataset() }));
-    say(&mut run, 1, FromWorker::Ready { generation: Generation(1), held: Position::default() });
+    say(
+        &mut run,
+        1,
+        FromWorker::Ready { generation: Generation(1), held: Position::default(), epoch_loss: None },
+    );
     let commands = run.handle(at(1), Event::Stop { reason: "asked".into() });
     assert_eq!(outcome(&commands), Some(Outcome::Interrupted { reason: "asked".into(), saved: None }));
 }
