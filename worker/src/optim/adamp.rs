@@ -51,7 +51,7 @@ impl From<&relabel_config::Optim> for AdamPOptions {
 /// p *= 1 - lr * weight_decay;  p -= lr / (1 - b1^t) * d
 /// ```
 ///
-/// p counts as scale-invariant, channel by channel or as a whole ([`View`]), where the gradient is nearly
+/// p counts as scale-invariant, channel by channel or as a whole, where the gradient is nearly
 /// orthogonal to it.
 pub struct AdamP {
     options: AdamPOptions,
