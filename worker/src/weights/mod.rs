@@ -121,7 +121,7 @@ pub enum WeightsError {
         origin: String,
         arch: Option<String>,
         #[source]
-        source: ModelError,
+        source: Box<ModelError>,
     },
     #[error("cannot write {}: {reason}", path.display())]
     CannotHold { path: PathBuf, reason: String },
@@ -240,7 +240,7 @@ pub fn load(model: &mut Model, weights: &Weights, head: Head) -> Result<Loaded, 
     load_tensors(model.arch(), &target, &source).map_err(|source| WeightsError::DoesNotFit {
         origin: weights.origin.clone(),
         arch: weights.arch.clone(),
-        source,
+        source: Box::new(source),
     })?;
     let (origin, container) = (weights.origin.clone(), weights.container);
     Ok(Loaded { origin, container, tensors, counters: added, replaced })
