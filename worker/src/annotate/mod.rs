@@ -48,7 +48,7 @@ pub struct LabelArgs {
     /// Data set whose training images (DIR/train) get maps, or a folder of class folders
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
-    /// Folder for the maps, <class>/<image>.pt; go on in it after an interruption with the same command
+    /// Folder for the maps, CLASS/IMAGE.pt; go on in it after an interruption with the same command
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Trained weights of the annotator: .pth, .safetensors or a checkpoint

@@ -20,7 +20,7 @@ const SHOWN: usize = 5;
 /// Arguments of `worker pack`.
 #[derive(Debug, Args)]
 pub struct PackArgs {
-    /// Folder of label maps, <class>/<image>.pt
+    /// Folder of label maps, CLASS/IMAGE.pt
     pub labels: PathBuf,
     /// File to make, for data.relabel.path; one that is there is replaced once the new one is whole
     pub out: PathBuf,
