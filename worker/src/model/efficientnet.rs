@@ -188,12 +188,12 @@ impl EfficientNet {
 
     /// Convolutions from N(0, 2 / fan_out), the classifier from U(-b, b) with b = 1 / sqrt(classes), biases 0.
     fn initialize(&mut self) {
-        self.visit("", &mut |name, tensor, _| match tensor.size().as_slice() {
-            &[outputs, _, height, width] => {
+        self.visit("", &mut |name, tensor, _| match *tensor.size().as_slice() {
+            [outputs, _, height, width] => {
                 let std = 2.0_f64.sqrt() / ((outputs * height * width) as f64).sqrt();
                 let _ = tensor.normal_(0.0, std);
             }
-            &[classes, _] => {
+            [classes, _] => {
                 let bound = 1.0 / (classes as f64).sqrt();
                 let _ = tensor.uniform_(-bound, bound);
             }
