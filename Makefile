@@ -6,7 +6,7 @@ CARGO ?= cargo
 CARGOFLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint demo clean
+.PHONY: help setup build test lint parity demo clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ lint: setup ## Check formatting, clippy and the documentation
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --workspace --all-targets $(CARGOFLAGS) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --workspace --no-deps $(CARGOFLAGS)
+
+parity: setup ## Compare with PyTorch, torchvision, timm and adamp, installed into .parity/ (or PARITY_PYTHON=...)
+	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" tests/parity/run.sh
 
 demo: build ## Make a small data set and train on it with two local workers
 	target/release/worker synth demo/data

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use relabel_config::Config;
 use relabel_core::{EpochSummary, Observation, Outcome, Position, StepReport};
 
-use crate::metrics::{EpochPoint, MetricsError, Recorder, StepPoint};
+use crate::metrics::{EpochPoint, MetricsError, Recorder, StepPoint, TestPoint};
 use crate::progress::{EpochDone, Progress, Screen, TrainStep};
 
 /// What people and their tools see of a run.
@@ -55,6 +55,9 @@ impl Report {
         match observation {
             Observation::Note(words) => tracing::info!("{words}"),
             Observation::Warning(words) => tracing::warn!("{words}"),
+            Observation::Planned { dataset, .. } if self.config.util.test_only => {
+                tracing::info!("{} validation images in {} classes", dataset.val_samples, dataset.classes);
+            }
             Observation::Planned { steps_per_epoch, dataset } => {
                 self.steps_per_epoch = *steps_per_epoch;
                 tracing::info!(
@@ -71,6 +74,14 @@ impl Report {
                 self.progress.validating(*epoch, *done, *samples)
             }
             Observation::Epoch(summary) => self.epoch(summary),
+            Observation::Tested { samples, val_loss, top1, top5 } => {
+                self.tested(TestPoint {
+                    images: *samples,
+                    val_loss: *val_loss,
+                    top1: 100.0 * top1,
+                    top5: 100.0 * top5,
+                });
+            }
             Observation::Checkpoint(written) => {
                 tracing::info!("checkpoint {} ({:.1} MB)", written.file, written.bytes as f64 / 1e6);
             }
@@ -150,6 +161,18 @@ impl Report {
         self.record(|recorder| recorder.epoch(point));
     }
 
+    fn tested(&mut self, point: TestPoint) {
+        self.progress.finish();
+        let TestPoint { images, val_loss, top1, top5 } = point;
+        let weights = &self.config.util.test_weight_file;
+        self.screen.line(&format!(
+            "{weights}: val loss {val_loss:.3}  top-1 {top1:.2}%  top-5 {top5:.2}%  ({images} images)"
+        ));
+        let opened = Recorder::open(&self.run_dir, None);
+        self.recorder = self.kept(opened);
+        self.record(|recorder| recorder.test(point));
+    }
+
     fn record(&mut self, write: impl FnOnce(&mut Recorder) -> Result<(), MetricsError>) {
         let written = match &mut self.recorder {
             Some(recorder) => write(recorder),
@@ -170,6 +193,15 @@ impl Report {
         self.progress.finish();
         let line = |words: String| self.screen.line(&words);
         match outcome {
+            Outcome::Done if self.config.util.test_only => {
+                line(format!("done: evaluated once, {:.0?}", self.began.elapsed()));
+                if let Some(recorder) = &self.recorder {
+                    line(format!("  metrics          {}", recorder.metrics_path().display()));
+                }
+            }
+            Outcome::Interrupted { reason, .. } if self.config.util.test_only => {
+                line(format!("stopped ({reason}) before the evaluation was complete"));
+            }
             Outcome::Done => {
                 let best = self.best.map_or_else(String::new, |(epoch, top1)| {
                     format!(", best top-1 {top1:.1}% at epoch {}", epoch + 1)
@@ -179,7 +211,10 @@ impl Report {
                     self.config.optim.epochs,
                     self.began.elapsed()
                 ));
-                let best = format!("checkpoints/{}-best.safetensors", self.config.model.arch);
+                let best = format!(
+                    "checkpoints/{}-best.safetensors",
+                    relabel_config::file_stem(&self.config.model.arch)
+                );
                 line(format!("  best checkpoint  {}", self.run_dir.join(best).display()));
                 if let Some(recorder) = &self.recorder {
                     line(format!("  metrics          {}", recorder.metrics_path().display()));

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use relabel_config::Config;
 use relabel_core::{Event, Fact, Outcome, Run, Settings};
 use tokio::net::TcpListener;
@@ -49,6 +49,9 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
         tracing::warn!("{note}");
     }
     let config = &mut resolved.config;
+    if config.util.test_only && args.resume {
+        bail!("util.test_only evaluates once and there is nothing to resume: leave --resume out");
+    }
     if let Some(began) = &folder.began {
         for change in began.reconcile(config)? {
             tracing::warn!("{change}");
@@ -201,6 +204,7 @@ fn settings(args: &RunArgs, config: &Config, secret: [u8; 32]) -> Settings {
         workers: args.workers,
         epochs: config.optim.epochs,
         start_epoch: config.optim.start_epoch,
+        test_only: config.util.test_only,
         global_batch: config.optim.batch_size,
         checkpoint_every_steps: config.checkpoint.every_steps,
         checkpoint_every_epochs: config.checkpoint.every_epochs,

@@ -74,7 +74,7 @@ impl RunDir {
             }
             (None, Start::New { arch }) => {
                 let next = numbered()?.pop().map_or(1, |(number, _)| number + 1);
-                Path::new(RUNS).join(format!("{next:04}-{arch}"))
+                Path::new(RUNS).join(format!("{next:04}-{}", relabel_config::file_stem(arch)))
             }
         };
         if matches!(start, Start::Resumed) && !path.is_dir() {

@@ -1,9 +1,10 @@
 """Compares `worker inspect label-map` with torch.save'd maps pooled by torchvision, the way that the reference does it.
 
-    python tests/parity/labels.py [path of the worker binary] [maps of each kind]
+    python tests/parity/labels.py --worker target/release/worker [--maps 5]
 
 Needs torch and torchvision. Exits with 1 where a target differs by 1e-5 or more.
 """
+import argparse
 import json
 import subprocess
 import sys
@@ -51,8 +52,12 @@ def reference_targets(stored, crops, classes, axes):
 
 
 def main():
-    worker = sys.argv[1] if len(sys.argv) > 1 else "target/release/worker"
-    count = int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--worker", default="target/release/worker")
+    parser.add_argument("--program", help="not needed here")
+    parser.add_argument("--maps", type=int, default=5, help="maps of each kind")
+    options = parser.parse_args()
+    worker, count = options.worker, options.maps
     generator = torch.Generator().manual_seed(2021)
     largest, pooled, maps = 0.0, 0, 0
     with tempfile.TemporaryDirectory() as folder:

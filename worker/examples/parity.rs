@@ -1,5 +1,5 @@
 //! What this program computes, written to a file that another implementation can be compared with:
-//! `tests/parity/models.py` compares models with torchvision, `optim.py` and `curve.py` optimizers and
+//! `tests/parity/models.py` compares models with torchvision and timm, `optim.py` and `curve.py` optimizers and
 //! training with PyTorch.
 
 #[path = "parity/curve.rs"]
@@ -8,7 +8,6 @@ mod curve;
 mod optim;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
@@ -19,7 +18,7 @@ use tch::{Device, Tensor};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use worker::checkpoint::safetensors_file::{self, Contents};
-use worker::model::{BatchNormOptions, ModelError, build};
+use worker::model::{BatchNormOptions, ModelError, build, published_batch_norm};
 use worker::torch::TorchError;
 use worker::train::learner::StepError;
 use worker::train::loss::soft_cross_entropy;
@@ -44,8 +43,10 @@ enum Command {
 
 /// `input`, a safetensors file: a state_dict under torchvision's names, `input` `[B, 3, H, W]` and `target`
 /// `[B, classes]`. `output` receives `logits_eval` and `logits` (train mode) `[B, classes]`, `loss`
-/// (summed over the batch), and after one backward `grad.<parameter>` and `buffer.<buffer>`.
-/// Without `input` it receives `init.<name>`, the initial state_dict for `seed`.
+/// (summed over the batch), and after one backward `grad.<parameter>` and `buffer.<buffer>`. BatchNorm is as
+/// with the published weights; `seed` is that of dropout and stochastic depth.
+/// Without `input` it receives `init.<name>`, the initial state_dict for `seed`. In both cases the header's
+/// metadata have the names in the state_dict's order under `names`, and their number of parameters.
 #[derive(Debug, Args)]
 struct ParityArgs {
     /// Architecture, as model.arch.
@@ -66,7 +67,7 @@ struct ParityArgs {
     /// Normalize with the running statistics in training too.
     #[arg(long)]
     frozen: bool,
-    /// Seed of the initial weights.
+    /// Seed of the initial weights, or of the masks of random layers.
     #[arg(long, default_value_t = 0)]
     seed: i64,
 }
@@ -104,7 +105,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &ParityArgs) -> Result<(), ParityError> {
-    let batch_norm = BatchNormOptions { frozen: args.frozen, ..BatchNormOptions::default() };
+    let batch_norm = BatchNormOptions { frozen: args.frozen, ..published_batch_norm(&args.arch) };
     let mut model = build(&args.arch, args.classes, batch_norm, Device::Cpu, args.seed)?;
     let mut results: Vec<(String, Tensor)> = Vec::new();
     if let Some(path) = &args.input {
@@ -122,9 +123,11 @@ fn run(args: &ParityArgs) -> Result<(), ParityError> {
             x = worker::torch::to_channels_last(&x).map_err(ModelError::from)?;
         }
         results.push(("logits_eval".to_owned(), tch::no_grad(|| model.forward(&x, false))));
+        tch::manual_seed(args.seed);
         let logits = model.forward(&x, true);
         let loss = soft_cross_entropy(&logits, &target);
         loss.backward();
+        model.count_step();
         results.push(("logits".to_owned(), logits.detach()));
         results.push(("loss".to_owned(), loss.detach()));
         results.extend(model.parameters().iter().map(|(name, p)| (format!("grad.{name}"), p.grad())));
@@ -132,7 +135,10 @@ fn run(args: &ParityArgs) -> Result<(), ParityError> {
     } else {
         results.extend(model.state_dict().into_iter().map(|(name, t)| (format!("init.{name}"), t.detach())));
     }
-    write(&args.output, &results)
+    let names: Vec<String> = model.state_dict().into_iter().map(|(name, _)| name).collect();
+    let parameters: usize = model.parameters().iter().map(|(_, p)| p.numel()).sum();
+    let notes = [("names", names.join(" ")), ("parameters", parameters.to_string())];
+    write(&args.output, &results, &notes)
 }
 
 /// The tensors of a safetensors file.
@@ -143,10 +149,10 @@ fn read(path: &Path) -> Result<Vec<(String, Tensor)>, ParityError> {
     safetensors_file::tensors(&file, &header, data_start).map_err(wrong)
 }
 
-/// Writes tensors to a safetensors file.
-fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), ParityError> {
-    let contents =
-        Contents::new(tensors.iter().map(|(name, tensor)| (Cow::from(name), tensor)), BTreeMap::new());
+/// Writes tensors to a safetensors file, with `notes` in its header's metadata.
+fn write(path: &Path, tensors: &[(String, Tensor)], notes: &[(&str, String)]) -> Result<(), ParityError> {
+    let notes = notes.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+    let contents = Contents::new(tensors.iter().map(|(name, tensor)| (Cow::from(name), tensor)), notes);
     File::create(path)
         .and_then(|file| contents.write(&mut BufWriter::new(file)))
         .map_err(|error| ParityError::File { path: path.into(), reason: error.to_string() })

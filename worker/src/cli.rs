@@ -29,6 +29,10 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Write weights as torch and torchvision load them
     Export(worker::weights::export::ExportArgs),
+    /// Evaluate weights on one or more sets
+    Eval(worker::eval::command::EvalArgs),
+    /// Say what image files show
+    Predict(worker::predict::PredictArgs),
 }
 
 /// Training

@@ -16,6 +16,7 @@ pub mod eval;
 pub mod labels;
 pub mod model;
 pub mod optim;
+pub mod predict;
 pub mod pt;
 pub mod session;
 pub mod synth;

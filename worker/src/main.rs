@@ -16,6 +16,8 @@ fn main() -> ExitCode {
         None => rank::run(cli.train),
         Some(Command::Train(args)) => rank::run(args),
         Some(Command::Synth(args)) => worker::synth::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Eval(args)) => worker::eval::command::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Predict(args)) => worker::predict::run(&args),
         Some(Command::Inspect(args)) => args.run().map(|()| ExitCode::SUCCESS),
         Some(Command::Export(args)) => worker::weights::export::run(&args).map(|()| ExitCode::SUCCESS),
     };

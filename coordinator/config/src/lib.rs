@@ -6,11 +6,13 @@
 //! [`validate`] says what is wrong with a whole configuration. Files, environment and flags are
 //! `coordinator/src/config`.
 
+mod arch;
 mod schema;
 #[cfg(test)]
 mod tests;
 mod validate;
 
+pub use arch::{ARCHS, SCRIPT, file_stem};
 pub use schema::{IGNORED, Kind, Setting, Value, nearest, schema};
 pub use validate::{Invalid, validate};
 
@@ -32,7 +34,7 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
-    /// resnet18, resnet34, resnet50, resnet101 or resnet152.
+    /// One of [`ARCHS`], or `script:FILE`, a TorchScript module.
     pub arch: String,
     /// Length of the output; none takes the number of class folders under `data_path/train`.
     pub num_classes: Option<u32>,
@@ -59,6 +61,8 @@ pub struct Data {
     pub lighting: f64,
     /// What an unreadable training image does: fail the run, or skip, which counts and names it.
     pub on_error: OnError,
+    /// How images are resized, in training and evaluation.
+    pub resize: Resize,
     pub cutmix: CutMix,
     pub relabel: Relabel,
 }
@@ -68,6 +72,16 @@ pub struct Data {
 pub enum OnError {
     Fail,
     Skip,
+}
+
+/// Both are Pillow's antialiased bilinear filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Resize {
+    /// With coarser weights, for which there are fast instructions: at most a few 255ths apart.
+    Fast,
+    /// Pillow's arithmetic to the last bit.
+    Exact,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -256,6 +270,7 @@ impl Default for Data {
             color_jitter: 0.4,
             lighting: 0.1,
             on_error: OnError::Fail,
+            resize: Resize::Fast,
             cutmix: CutMix::default(),
             relabel: Relabel::default(),
         }

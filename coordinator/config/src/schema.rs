@@ -2,7 +2,8 @@
 //! Parsing, range checks, `--help` and the documentation are all made from these rows; a test compares
 //! them with the fields of [`Config`].
 
-use crate::{Axes, Config, Decay, Mode, OnError, OptimizerKind};
+use crate::arch::{ARCHS, SCRIPT};
+use crate::{Axes, Config, Decay, Mode, OnError, OptimizerKind, Resize};
 
 /// A key's row.
 pub struct Setting {
@@ -25,6 +26,8 @@ pub enum Kind {
     Text,
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// One of [`ARCHS`], or `script:` and a file.
+    Network,
     /// A whole number in `min..=max`; where `optional`, also `none`.
     Whole { min: i64, max: i64, optional: bool },
     /// A finite number in `min..=max`, without `min` where `above`, without `max` where `below`.
@@ -67,6 +70,7 @@ impl std::fmt::Display for Kind {
                 [first @ .., last] => write!(f, "{} or {last}", first.join(", ")),
                 [] => Ok(()),
             },
+            Kind::Network => write!(f, "{} or {SCRIPT}FILE", ARCHS.join(", ")),
             Kind::Whole { min, max, optional } => {
                 match (min, max) {
                     (i64::MIN, i64::MAX) => f.write_str("a whole number")?,
@@ -95,7 +99,7 @@ impl Kind {
         let word = text.trim();
         let value = match self {
             Kind::Text => Value::Text(text.to_owned()),
-            Kind::Choice(_) => Value::Text(word.to_owned()),
+            Kind::Choice(_) | Kind::Network => Value::Text(word.to_owned()),
             Kind::Flag => match word.to_ascii_lowercase().as_str() {
                 "true" | "yes" | "on" | "y" | "1" => Value::Flag(true),
                 "false" | "no" | "off" | "n" | "0" => Value::Flag(false),
@@ -120,6 +124,10 @@ impl Kind {
         match (self, value) {
             (Kind::Flag, Value::Flag(_)) | (Kind::Text, Value::Text(_)) => true,
             (Kind::Choice(words), Value::Text(v)) => words.contains(&v.as_str()),
+            (Kind::Network, Value::Text(v)) => match v.strip_prefix(SCRIPT) {
+                Some(file) => !file.is_empty(),
+                None => ARCHS.contains(&v.as_str()),
+            },
             (Kind::Whole { optional, .. }, Value::None) => *optional,
             (Kind::Whole { min, max, .. }, Value::Whole(v)) => min <= v && v <= max,
             (Kind::Real { min, max, above, below }, Value::Real(v)) => {
@@ -205,8 +213,8 @@ macro_rules! settings {
 
 #[rustfmt::skip]
 static SCHEMA: &[Setting] = settings! {
-    "model.arch", Kind::Choice(&["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]), |c| text(&c.model.arch),
-        "The network";
+    "model.arch", Kind::Network, |c| text(&c.model.arch),
+        "The network; a TorchScript module brings its weights, and lies on every worker's host";
     "model.num_classes", Kind::Whole { min: 2, max: 1 << 20, optional: true }, |c| c.model.num_classes.map_or(Value::None, |n| Value::Whole(n.into())),
         "Length of the output; none counts the class folders under data_path/train";
     "model.pretrained", Kind::Text, |c| text(&c.model.pretrained),
@@ -228,6 +236,8 @@ static SCHEMA: &[Setting] = settings! {
         "Standard deviation of the PCA lighting noise; 0 turns it off";
     "data.on_error", Kind::Choice(&["fail", "skip"]), |c| text(match c.data.on_error { OnError::Fail => "fail", OnError::Skip => "skip" }),
         "What an unreadable training image does: fail the run, or be skipped and counted";
+    "data.resize", Kind::Choice(&["fast", "exact"]), |c| text(match c.data.resize { Resize::Fast => "fast", Resize::Exact => "exact" }),
+        "How images are resized: fast, or exact to the last bit of Pillow's arithmetic";
     "data.cutmix.prob", SHARE, |c| Value::Real(c.data.cutmix.prob),
         "Probability that CutMix mixes a batch";
     "data.cutmix.beta", at_least(0.0), |c| Value::Real(c.data.cutmix.beta),
@@ -306,9 +316,9 @@ static SCHEMA: &[Setting] = settings! {
     "util.val_batch_size", count(1), |c| Value::Whole(c.util.val_batch_size.into()),
         "Images in one evaluation batch, all workers together";
     "util.test_only", Kind::Flag, |c| Value::Flag(c.util.test_only),
-        "Evaluate test_weight_file and stop";
+        "Evaluate test_weight_file on data_path/val, divided among the workers, and stop";
     "util.test_weight_file", Kind::Text, |c| text(&c.util.test_weight_file),
-        "Weights that test_only evaluates";
+        "Weights that test_only evaluates, as the worker of rank 0 finds them";
     "util.record_samples", Kind::Flag, |c| Value::Flag(c.util.record_samples),
         "Write the ids of the samples that each worker trained on to samples/ in the run directory";
 };

@@ -94,6 +94,12 @@ fn words_are_read_as_the_kind_of_their_key() {
     assert_eq!(kind("optim.batch_size").parse("none"), None);
     assert_eq!(kind("data.data_path").parse("2012"), Some(Value::Text("2012".into())));
     assert_eq!(kind("optim.optimizer").parse("adam"), None);
+    for arch in ["resnet50", "efficientnet_b7", "rexnet_100", "script:/nets/a.pt"] {
+        assert_eq!(kind("model.arch").parse(arch), Some(Value::Text(arch.into())), "{arch}");
+    }
+    for wrong in ["resnet51", "script:", "/nets/a.pt", ""] {
+        assert_eq!(kind("model.arch").parse(wrong), None, "{wrong}");
+    }
     assert_eq!(kind("compute.seed").parse("-1"), Some(Value::Whole(-1)));
     assert_eq!(kind("compute.seed").parse("-2"), None);
     assert_eq!(kind("data.rrc_minimum").parse("0"), None);
@@ -110,6 +116,7 @@ fn kinds_say_what_they_take() {
     assert_eq!(says("optim.momentum"), "a number of at least 0 and below 1");
     assert_eq!(says("optim.bn.eps"), "a number above 0");
     assert_eq!(says("optim.lr.decay_type"), "cos, linear or default");
+    assert!(says("model.arch").ends_with("rexnet_300 or script:FILE"));
     assert_eq!(says("data.dataset"), "only imagenet");
     assert_eq!(Kind::Flag.to_string(), "True or False");
     assert_eq!(Value::Real(1e-5).to_string(), "1e-5");
@@ -159,19 +166,5 @@ fn contradictions_name_both_keys() {
         assert_eq!(error.keys, keys);
         assert!(keys.iter().all(|key| error.message.contains(key)), "{error}");
         assert!(!error.message.contains('\n'), "{error}");
-    }
-}
-
-#[test]
-fn what_is_not_built_yet_is_refused_by_name() {
-    type Change = fn(&mut Config);
-    let cases: &[(Change, &str)] = &[(
-        |c| (c.util.test_only, c.util.test_weight_file) = (true, "best.pth".into()),
-        "not supported yet: evaluation without training (util.test_only True)",
-    )];
-    for (change, message) in cases {
-        let mut config = good();
-        change(&mut config);
-        assert_eq!(validate(&config).unwrap_err().to_string(), *message);
     }
 }

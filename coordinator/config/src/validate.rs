@@ -1,7 +1,6 @@
-//! What is wrong with a whole configuration: values out of range, keys that contradict each other, and what
-//! this version cannot do yet. [`NOT_SUPPORTED_YET`] is the one place that knows the last.
+//! What is wrong with a whole configuration: values out of range, and keys that contradict each other.
 
-use crate::{Config, OptimizerKind, Value, schema};
+use crate::{Config, OptimizerKind, schema};
 
 /// Why a configuration is refused. The message is one line; `keys` are the keys that it is about, so that a
 /// caller who knows where their values came from can add it.
@@ -18,17 +17,10 @@ impl Invalid {
     }
 }
 
-/// A feature: the keys that ask for it, whether they do, and its name.
-type Feature = (&'static [&'static str], fn(&Config) -> bool, &'static str);
-
-/// What the keys can say and the program cannot do yet. A line goes when its feature comes.
-const NOT_SUPPORTED_YET: &[Feature] =
-    &[(&["util.test_only"], |c| c.util.test_only, "evaluation without training")];
-
 /// Checks every range and every combination of keys.
 ///
 /// # Errors
-/// The first thing that is wrong, in the order of the schema, then contradictions, then what is not supported.
+/// The first thing that is wrong, in the order of the schema, then contradictions.
 pub fn validate(config: &Config) -> Result<(), Invalid> {
     for setting in schema() {
         let value = (setting.get)(config);
@@ -37,19 +29,7 @@ pub fn validate(config: &Config) -> Result<(), Invalid> {
             return Err(Invalid::new(&[setting.key], message));
         }
     }
-    contradiction(config).map_or(Ok(()), Err)?;
-    for (keys, asks, feature) in NOT_SUPPORTED_YET {
-        if asks(config) {
-            let named: Vec<String> = keys.iter().map(|key| format!("{key} {}", value(config, key))).collect();
-            return Err(Invalid::new(keys, format!("not supported yet: {feature} ({})", named.join(", "))));
-        }
-    }
-    Ok(())
-}
-
-/// The value of a key of the schema.
-fn value(config: &Config, key: &str) -> Value {
-    schema().iter().find(|s| s.key == key).map_or(Value::None, |s| (s.get)(config))
+    contradiction(config).map_or(Ok(()), Err)
 }
 
 /// The first contradiction between keys, if there is one.
@@ -60,7 +40,7 @@ fn contradiction(c: &Config) -> Option<Invalid> {
             "data.data_path is empty: name the folder that holds train/ and val/, as in --data.data_path FOLDER",
         ));
     }
-    if c.data.relabel.enabled && c.data.relabel.path.is_empty() {
+    if c.data.relabel.enabled && c.data.relabel.path.is_empty() && !c.util.test_only {
         return Some(Invalid::new(
             &["data.relabel.use", "data.relabel.path"],
             "data.relabel.use is True but data.relabel.path is not set: name the folder of label maps, \

@@ -94,6 +94,13 @@ pub enum Observation {
         samples: u64,
     },
     Epoch(EpochSummary),
+    /// What a run that only evaluates found: the mean cross entropy, and shares in [0, 1].
+    Tested {
+        samples: u64,
+        val_loss: f64,
+        top1: f64,
+        top5: f64,
+    },
     Checkpoint(Written),
 }
 
@@ -119,7 +126,7 @@ pub struct EpochSummary {
 /// How a run ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// All epochs are done and saved.
+    /// All epochs are done and saved; or the weights were evaluated, where nothing else was wanted.
     Done,
     /// It was asked to stop; `saved` says where it can be resumed, if anywhere.
     Interrupted { reason: String, saved: Option<Position> },

@@ -10,6 +10,8 @@ pub struct Settings {
     pub epochs: u32,
     /// The epoch that a run without history begins with.
     pub start_epoch: u32,
+    /// Evaluate the weights that the workers were given, once, and train nothing.
+    pub test_only: bool,
     /// Samples in one optimizer step, all workers together; at least 1.
     pub global_batch: u32,
     /// Steps between checkpoints within an epoch; 0 for none.

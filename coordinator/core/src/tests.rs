@@ -12,6 +12,7 @@ pub(crate) fn settings(workers: u32) -> Settings {
         workers,
         epochs: 3,
         start_epoch: 0,
+        test_only: false,
         global_batch: 10,
         checkpoint_every_steps: 4,
         checkpoint_every_epochs: 1,
@@ -399,4 +400,54 @@ fn a_failed_checkpoint_ends_the_run_and_says_what_is_left() {
     assert!(say(&mut run, 2, failed.clone()).is_empty(), "another worker's duty");
     let reason = failure(&say(&mut run, 1, failed));
     assert!(reason.contains("no space left on device") && reason.contains("--resume"), "{reason}");
+}
+
+#[test]
+fn what_only_evaluates_deals_the_set_once_and_saves_nothing() {
+    let mut run = Run::new(Settings { test_only: true, ..settings(2) }, History::default());
+    join(&mut run, 1, Some(0));
+    join(&mut run, 2, Some(1));
+    let untrained = Dataset { train_samples: 0, ..dataset() };
+    say(&mut run, 1, FromWorker::Indexed(untrained.clone()));
+    say(&mut run, 2, FromWorker::Indexed(untrained));
+    let generation = Generation(1);
+    let held = Position::default();
+    say(&mut run, 1, FromWorker::Ready { generation, held, epoch_loss: None });
+    let commands = say(&mut run, 2, FromWorker::Ready { generation, held, epoch_loss: None });
+    let ranges: Vec<_> = commands
+        .iter()
+        .filter_map(|c| match c {
+            Command::Send { message: ToWorker::Validate { range, .. }, .. } => Some(range.clone()),
+            Command::Send { message, .. } => panic!("only a validation is wanted, not {message:?}"),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(ranges, [0..16, 16..33]);
+    let part = |range: &std::ops::Range<u64>, top1| crate::validation::Part {
+        epoch: 0,
+        range: range.clone(),
+        top1,
+        top5: 2 * top1,
+        loss_sum: 3.3,
+    };
+    say(&mut run, 1, FromWorker::Validated { generation, part: part(&ranges[0], 5) });
+    let commands = say(&mut run, 2, FromWorker::Validated { generation, part: part(&ranges[1], 6) });
+    let (top1, top5, val_loss) = (11.0 / 33.0, 22.0 / 33.0, 6.6 / 33.0);
+    assert!(commands.contains(&Command::Observe(Observation::Tested { samples: 33, val_loss, top1, top5 })));
+    assert_eq!(outcome(&commands), Some(Outcome::Done));
+    assert!(!commands.iter().any(|c| matches!(c, Command::Persist(_))), "{commands:?}");
+}
+
+#[test]
+fn what_only_evaluates_stops_at_once() {
+    let mut run = Run::new(Settings { test_only: true, ..settings(1) }, History::default());
+    join(&mut run, 1, None);
+    say(&mut run, 1, FromWorker::Indexed(Dataset { train_samples: 0, ..dataset() }));
+    say(
+        &mut run,
+        1,
+        FromWorker::Ready { generation: Generation(1), held: Position::default(), epoch_loss: None },
+    );
+    let commands = run.handle(at(1), Event::Stop { reason: "asked".into() });
+    assert_eq!(outcome(&commands), Some(Outcome::Interrupted { reason: "asked".into(), saved: None }));
 }

@@ -71,6 +71,22 @@ pub(crate) struct EpochPoint {
     pub(crate) seconds: f64,
 }
 
+/// An evaluation without training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TestPoint {
+    /// That were evaluated, each once.
+    pub(crate) images: u64,
+    /// Mean cross entropy of the images with their class, nats.
+    #[serde(deserialize_with = "number")]
+    pub(crate) val_loss: f64,
+    /// Percent of the images whose class is scored first, 0 to 100.
+    #[serde(deserialize_with = "number")]
+    pub(crate) top1: f64,
+    /// Percent of the images whose class is among the first five, 0 to 100.
+    #[serde(deserialize_with = "number")]
+    pub(crate) top5: f64,
+}
+
 /// JSON has no NaN and no infinity: they are written as null, and read back as NaN.
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
@@ -82,6 +98,7 @@ fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
 enum Record {
     Step(StepPoint),
     Epoch(EpochPoint),
+    Test(TestPoint),
 }
 
 impl Record {
@@ -90,6 +107,7 @@ impl Record {
         match self {
             Record::Step(point) => (point.epoch, point.step) < (epoch, step),
             Record::Epoch(point) => point.epoch < epoch,
+            Record::Test(_) => true,
         }
     }
 }
@@ -133,6 +151,7 @@ impl Recorder {
                 Ok(record) if keep_before.is_some_and(|position| !record.is_before(position)) => continue,
                 Ok(Record::Step(point)) => steps.push(point),
                 Ok(Record::Epoch(point)) => epochs.push(point),
+                Ok(Record::Test(_)) => {}
                 // A crash tears the last line; any other was not written here.
                 Err(error) => {
                     tracing::warn!("{} line {}: leaving it out: {error}", path.display(), index + 1);
@@ -171,6 +190,14 @@ impl Recorder {
         self.write(&Record::Epoch(point.clone()))?;
         self.epochs.push(point);
         self.draw()
+    }
+
+    /// Records an evaluation without training.
+    ///
+    /// # Errors
+    /// The disk refused.
+    pub(crate) fn test(&mut self, point: TestPoint) -> Result<(), MetricsError> {
+        self.write(&Record::Test(point))
     }
 
     /// Where the lines are.

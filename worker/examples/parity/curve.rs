@@ -119,5 +119,5 @@ pub(super) fn run(args: &CurveArgs) -> Result<(), ParityError> {
     };
     results.extend(named("model", &learner.model));
     results.extend(learner.ema.iter().flat_map(|ema| named("ema", ema.model())));
-    super::write(&args.output, &results)
+    super::write(&args.output, &results, &[])
 }

@@ -96,5 +96,5 @@ pub(super) fn run(args: &OptimArgs) -> Result<(), ParityError> {
     let named = parameters.iter().zip(after);
     let results: Vec<_> =
         named.map(|((name, _), steps)| (format!("p.{name}"), Tensor::stack(&steps, 0))).collect();
-    super::write(&args.output, &results)
+    super::write(&args.output, &results, &[])
 }

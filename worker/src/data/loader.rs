@@ -21,6 +21,8 @@ const EVAL_ADVICE: &str = "replace the file; evaluation skips none";
 /// What one rank loads of an evaluation.
 pub struct EvalPlan {
     pub split: Arc<Split>,
+    /// Class id of each class folder of the split, by the folder's position.
+    pub class_ids: Arc<[u32]>,
     pub transform: EvalTransform,
     /// Samples to load, by id, within the split.
     pub positions: Range<usize>,
@@ -39,7 +41,7 @@ pub struct EvalBatch {
     pub first: usize,
     /// `[n, H, W, 3]`, normalized.
     pub images: Vec<f32>,
-    /// `[n]`, class ids by folder.
+    /// `[n]`, class ids.
     pub classes: Vec<i64>,
 }
 
@@ -52,12 +54,16 @@ impl EvalLoader {
     /// Starts the threads.
     ///
     /// # Errors
-    /// A batch of 0, positions outside of the split, or threads that cannot be started.
+    /// A batch of 0, positions outside of the split, a folder without class id, or threads that cannot be started.
     pub fn start(plan: EvalPlan) -> Result<Self, DataError> {
         let (positions, samples) = (&plan.positions, plan.split.len());
         if positions.start > positions.end || positions.end > samples || plan.batch == 0 {
             let reason = format!("{positions:?} in batches of {} of {samples} samples", plan.batch);
             return Err(DataError::Plan { reason });
+        }
+        let (ids, folders) = (plan.class_ids.len(), plan.split.classes().len());
+        if ids != folders {
+            return Err(DataError::Plan { reason: format!("{ids} class ids for {folders} class folders") });
         }
         let (threads, prefetch) = (plan.threads, plan.prefetch);
         let work = EvalWork { plan, buffers: Buffers::default() };
@@ -169,7 +175,9 @@ impl Work for EvalWork {
         let mut made = spare.unwrap_or_default();
         made.first = range.start;
         made.classes.clear();
-        made.classes.extend(range.map(|id| i64::from(self.plan.split.class(id as u32))));
+        made.classes.extend(
+            range.map(|id| i64::from(self.plan.class_ids[self.plan.split.class(id as u32) as usize])),
+        );
         fit(&mut made.images, samples.len() * floats);
         for (input, place) in samples.into_iter().zip(made.images.chunks_exact_mut(floats)) {
             input.write(place);

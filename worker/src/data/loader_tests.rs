@@ -8,7 +8,7 @@ use relabel_config::OnError;
 
 use super::train::TRAIN_ADVICE;
 use super::*;
-use crate::data::augment::Augment;
+use crate::data::augment::{Augment, Resize};
 use crate::data::cutmix::CutMix;
 use crate::data::order::epoch_order;
 use crate::data::rng::KeyedRng;
@@ -50,7 +50,13 @@ fn plan(root: &Path) -> TrainPlan {
     TrainPlan {
         split: Arc::new(Split::open(root, None).unwrap()),
         targets: Arc::new(Echo { panics_at: None }),
-        augment: Augment { image_size: 8, min_area: 0.08, color_jitter: 0.4, lighting: 0.1 },
+        augment: Augment {
+            image_size: 8,
+            min_area: 0.08,
+            color_jitter: 0.4,
+            lighting: 0.1,
+            resize: Resize::Fast,
+        },
         cutmix: CutMix::OFF,
         seed: 11,
         epoch: 2,
@@ -302,8 +308,9 @@ fn a_plan_outside_of_the_data_is_refused() {
 
 fn eval_plan(root: &Path, positions: Range<usize>) -> EvalPlan {
     let split = Arc::new(Split::open(root, None).unwrap());
-    let transform = EvalTransform { image_size: 8, crop_ratio: 0.875 };
-    EvalPlan { split, transform, positions, batch: 4, threads: 3, prefetch: 2 }
+    let transform = EvalTransform { image_size: 8, crop_ratio: 0.875, resize: Resize::Fast };
+    // The folders in another order than theirs.
+    EvalPlan { split, class_ids: [2, 0, 1].into(), transform, positions, batch: 4, threads: 3, prefetch: 2 }
 }
 
 #[test]
@@ -313,7 +320,7 @@ fn evaluation_loads_each_position_once_with_its_class() {
         EvalLoader::start(eval_plan(root.path(), 0..23)).unwrap().collect::<Result<_, _>>().unwrap();
     assert_eq!(batches.iter().map(|batch| batch.first).collect::<Vec<_>>(), [0, 4, 8, 12, 16, 20]);
     let classes: Vec<i64> = batches.iter().flat_map(|batch| batch.classes.clone()).collect();
-    assert_eq!(classes, [vec![0; 8], vec![1; 8], vec![2; 7]].concat());
+    assert_eq!(classes, [vec![2; 8], vec![0; 8], vec![1; 7]].concat());
     let images: Vec<f32> = batches.iter().flat_map(|batch| batch.images.clone()).collect();
     assert_eq!(images.len(), 23 * Input::floats(8));
     let part: Vec<EvalBatch> =
@@ -347,7 +354,8 @@ const MIXED: CutMix = CutMix { prob: 0.5, beta: 1.0, until: 100 };
 
 /// A plan for images large enough to see a box in.
 fn mixed_plan(root: &Path) -> TrainPlan {
-    let augment = Augment { image_size: 16, min_area: 0.08, color_jitter: 0.4, lighting: 0.1 };
+    let augment =
+        Augment { image_size: 16, min_area: 0.08, color_jitter: 0.4, lighting: 0.1, resize: Resize::Fast };
     TrainPlan { augment, cutmix: MIXED, ..plan(root) }
 }
 

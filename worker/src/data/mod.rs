@@ -15,6 +15,7 @@ pub mod index;
 mod jitter;
 pub mod loader;
 pub mod order;
+mod pillow;
 mod pool;
 pub mod rng;
 mod turbo;

@@ -2,6 +2,8 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::ModelError;
+
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 
 /// What a tensor of a layer is: trained by the optimizer, or kept beside the weights.
@@ -9,6 +11,8 @@ const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 pub enum Role {
     Parameter,
     Buffer,
+    /// A weight that is not trained and that no step changes.
+    Constant,
 }
 
 /// Is called with each tensor's state_dict name, the tensor and its role, in state_dict order.
@@ -18,6 +22,20 @@ pub type Visitor<'a> = dyn FnMut(String, &mut Tensor, Role) + 'a;
 pub trait Layer: Send {
     /// The output for `x`; `train` chooses batch statistics over running ones where a layer has both.
     fn forward(&self, x: &Tensor, train: bool) -> Tensor;
+
+    /// The last feature map `[B, C, h, w]` of images, before it is pooled, with running statistics; for whole
+    /// classifiers whose head is a global average pooling and one linear layer, none for others.
+    fn features(&self, _images: &Tensor) -> Option<Tensor> {
+        None
+    }
+
+    /// The shape of what this gives for `image` `[1, 3, H, W]` in evaluation.
+    ///
+    /// # Errors
+    /// It does not take such images.
+    fn check(&self, image: &Tensor) -> Result<Vec<i64>, ModelError> {
+        Ok(tch::no_grad(|| self.forward(image, false)).size())
+    }
 
     /// Shows every tensor below this layer, whose own name is `path`, to `visitor`.
     fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>);
@@ -35,31 +53,51 @@ fn kaiming_uniform(shape: &[i64], fan_in: i64) -> Tensor {
     Tensor::empty(shape, CPU).uniform_(-bound, bound)
 }
 
-/// A 2-D convolution without bias, `[B, in, H, W]` to `[B, out, H', W']`.
+/// A 2-D convolution, `[B, in, H, W]` to `[B, out, H', W']`.
 #[derive(Debug)]
 pub struct Conv2d {
-    /// `[out, in, kernel, kernel]`
+    /// `[out, in / groups, kernel, kernel]`
     weight: Tensor,
+    /// `[out]`
+    bias: Option<Tensor>,
     stride: i64,
     padding: i64,
+    groups: i64,
 }
 
 impl Conv2d {
-    /// A square `kernel`, padded so that stride 1 keeps height and width.
+    /// A square `kernel`, padded so that stride 1 keeps height and width; no bias.
     pub fn new(inputs: i64, outputs: i64, kernel: i64, stride: i64) -> Self {
+        Self::grouped(inputs, outputs, kernel, stride, 1)
+    }
+
+    /// As [`Conv2d::new`], with the channels in `groups` that do not see each other; with a group a channel
+    /// it is a depthwise convolution. `groups` divides `inputs` and `outputs`.
+    pub fn grouped(inputs: i64, outputs: i64, kernel: i64, stride: i64, groups: i64) -> Self {
+        let inputs = inputs / groups;
         let weight = kaiming_uniform(&[outputs, inputs, kernel, kernel], inputs * kernel * kernel);
-        Self { weight, stride, padding: kernel / 2 }
+        Self { weight, bias: None, stride, padding: kernel / 2, groups }
+    }
+
+    /// 1x1, with a bias.
+    pub fn pointwise(inputs: i64, outputs: i64) -> Self {
+        let conv = Self::new(inputs, outputs, 1, 1);
+        let bound = 1.0 / (inputs as f64).sqrt();
+        Self { bias: Some(Tensor::empty([outputs], CPU).uniform_(-bound, bound)), ..conv }
     }
 }
 
 impl Layer for Conv2d {
     fn forward(&self, x: &Tensor, _train: bool) -> Tensor {
         let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-        x.conv2d(&self.weight, None::<&Tensor>, stride, padding, [1, 1], 1)
+        x.conv2d(&self.weight, self.bias.as_ref(), stride, padding, [1, 1], self.groups)
     }
 
     fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {
         visitor(join(path, "weight"), &mut self.weight, Role::Parameter);
+        if let Some(bias) = &mut self.bias {
+            visitor(join(path, "bias"), bias, Role::Parameter);
+        }
     }
 }
 
@@ -139,6 +177,61 @@ impl Layer for BatchNorm2d {
         visitor(join(path, "running_var"), &mut self.running_var, Role::Buffer);
         visitor(join(path, "num_batches_tracked"), &mut self.num_batches_tracked, Role::Buffer);
     }
+}
+
+/// A convolution and the BatchNorm after it.
+pub(super) struct ConvBn {
+    conv: Conv2d,
+    bn: BatchNorm2d,
+}
+
+impl ConvBn {
+    pub(super) fn new(
+        inputs: i64,
+        outputs: i64,
+        kernel: i64,
+        stride: i64,
+        options: BatchNormOptions,
+    ) -> Self {
+        Self::grouped(inputs, outputs, kernel, stride, 1, options)
+    }
+
+    /// As [`Conv2d::grouped`].
+    pub(super) fn grouped(
+        inputs: i64,
+        outputs: i64,
+        kernel: i64,
+        stride: i64,
+        groups: i64,
+        options: BatchNormOptions,
+    ) -> Self {
+        let conv = Conv2d::grouped(inputs, outputs, kernel, stride, groups);
+        Self { conv, bn: BatchNorm2d::new(outputs, options) }
+    }
+
+    pub(super) fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        self.bn.forward(&self.conv.forward(x, train), train)
+    }
+
+    /// Shows the tensors of both, which are called `conv` and `bn`.
+    pub(super) fn visit(&mut self, conv: &str, bn: &str, visitor: &mut Visitor<'_>) {
+        self.conv.visit(conv, visitor);
+        self.bn.visit(bn, visitor);
+    }
+}
+
+/// Leaves out each row of a batch with probability `drop`, in [0, 1), and scales the others up so that the
+/// mean stays (Huang et al. 2016, "Deep Networks with Stochastic Depth"; torchvision's mode "row"). Draws from
+/// libtorch's global generator; does and draws nothing outside of training.
+pub(super) fn stochastic_depth(x: Tensor, drop: f64, train: bool) -> Tensor {
+    if !train || drop == 0.0 {
+        return x;
+    }
+    let kept = 1.0 - drop;
+    let mut rows = vec![1; x.dim()];
+    rows[0] = x.size()[0];
+    let noise = Tensor::empty(rows, (x.kind(), x.device())).bernoulli_float_(kept) / kept;
+    x * noise
 }
 
 /// `[B, in]` to `[B, out]`.

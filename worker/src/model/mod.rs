@@ -1,13 +1,23 @@
-//! Image classifiers with torchvision's architecture, state_dict names and initial values. Knows
-//! nothing of data, optimizers or files.
+//! Image classifiers with torchvision's architecture, state_dict names and initial values, or of the user's
+//! own as TorchScript. Knows nothing of data and optimizers.
+//!
+//! Dropout and stochastic depth draw from libtorch's global generator, in training only: who wants the same
+//! numbers again seeds it before [`Model::forward`], as the learner does before each step.
 
 use std::sync::{Mutex, PoisonError};
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
+mod efficientnet;
+#[cfg(test)]
+mod family_tests;
 mod flat_gradients;
 pub mod layers;
 mod resnet;
+pub mod rexnet;
+mod script;
+#[cfg(test)]
+mod script_tests;
 mod state_dict;
 #[cfg(test)]
 mod tests;
@@ -23,19 +33,42 @@ use layers::{Layer, Role};
 /// Why a model could not be built or filled.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    #[error("model.arch: {arch:?} is not known; did you mean {nearest}? (one of {})", known.join(", "))]
+    #[error(
+        "model.arch: {arch:?} is not known; did you mean {nearest}? (one of {}, or script:FILE)",
+        known.join(", ")
+    )]
     UnknownArch { arch: String, nearest: &'static str, known: Vec<&'static str> },
     #[error("model.num_classes: a classifier needs at least 1 class, not {0}")]
     NoClasses(i64),
+    #[error(
+        "{0} has no head of a global pooling and one linear layer, so it cannot score the cells of a map"
+    )]
+    NoFeatures(String),
+    #[error("model.arch: script:{file} {reason}")]
+    Script { file: String, reason: String },
+    #[error(
+        "model.arch: {arch} gives {found:?} for one image of {size} x {size} pixels, but the run needs [1, {classes}]: \
+         set model.num_classes to its number of classes, or build it with {classes}"
+    )]
+    Output { arch: String, size: i64, found: Vec<i64>, classes: i64 },
+    #[error("optim.bn.frozen: model.arch {0} keeps its BatchNorm as it was saved; leave the option out")]
+    CannotFreeze(String),
     #[error(transparent)]
     Torch(#[from] TorchError),
     #[error(transparent)]
     StateDict(#[from] StateDictError),
 }
 
-/// Every architecture that [`build`] knows.
+/// Every architecture that [`build`] knows by name.
 pub fn known_archs() -> Vec<&'static str> {
-    resnet::NAMES.to_vec()
+    resnet::names().chain(efficientnet::names()).chain(rexnet::names()).collect()
+}
+
+/// The BatchNorm that the published weights of `arch` were trained with: PyTorch's defaults, except for
+/// EfficientNet-B5 to B7 (eps 1e-3, momentum 0.01). [`build`] takes what it is given, for these too: a run that
+/// starts from their weights sets `optim.bn.eps` to 1e-3.
+pub fn published_batch_norm(arch: &str) -> BatchNormOptions {
+    efficientnet::published_batch_norm(arch).unwrap_or_default()
 }
 
 /// A classifier of images `[B, 3, H, W]` (normalized, f32) into `classes` logits, and its tensors by name.
@@ -54,13 +87,26 @@ pub struct Model {
 
 static DRAWING: Mutex<()> = Mutex::new(());
 
+/// The network of that name. Draws its initial weights from libtorch's global generator.
+fn named(arch: &str, classes: i64, options: BatchNormOptions) -> Option<Box<dyn Layer>> {
+    fn boxed<L: Layer + 'static>(layer: L) -> Box<dyn Layer> {
+        Box::new(layer)
+    }
+    let resnet = || resnet::ResNet::new(arch, classes, options).map(boxed);
+    let efficientnet = || efficientnet::EfficientNet::new(arch, classes, options).map(boxed);
+    let rexnet = || rexnet::ReXNet::new(arch, classes, options).map(boxed);
+    resnet().or_else(efficientnet).or_else(rexnet)
+}
+
 /// Builds `arch` with `classes` outputs on `device`.
 ///
-/// The initial weights are those of torchvision's constructor after `torch.manual_seed(seed)`, whatever
-/// the device: they are drawn on the CPU. Seeds libtorch's global generator.
+/// The initial weights of ResNets and EfficientNets are those of torchvision's constructor after
+/// `torch.manual_seed(seed)`, whatever the device: they are drawn on the CPU. Those of ReXNets have the
+/// distribution of the authors'. Those of `script:FILE` are in the file, and so is its number of classes, which
+/// [`Model::check_output`] compares. Seeds libtorch's global generator.
 ///
 /// # Errors
-/// An unknown architecture, no classes, or a device without room.
+/// An unknown architecture, no classes, a device without room, or a file that is no TorchScript.
 pub fn build(
     arch: &str,
     classes: i64,
@@ -71,14 +117,16 @@ pub fn build(
     if classes < 1 {
         return Err(ModelError::NoClasses(classes));
     }
-    // libtorch's generator is one for the whole process: two builds at a time would share its numbers.
-    let drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
-    tch::manual_seed(seed);
-    let mut root: Box<dyn Layer> = match tch::no_grad(|| resnet::ResNet::new(arch, classes, batch_norm)) {
-        Some(resnet) => Box::new(resnet),
-        None => return Err(unknown(arch)),
+    let mut root: Box<dyn Layer> = match arch.strip_prefix(script::PREFIX) {
+        Some(_) if batch_norm.frozen => return Err(ModelError::CannotFreeze(arch.to_owned())),
+        Some(file) => Box::new(script::Script::load(file, device)?),
+        None => {
+            // libtorch's generator is one for the whole process: two builds at a time would share its numbers.
+            let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
+            tch::manual_seed(seed);
+            tch::no_grad(|| named(arch, classes, batch_norm)).ok_or_else(|| unknown(arch))?
+        }
     };
-    drop(drawing);
     let (mut tensors, mut parameters, mut buffers) = (Vec::new(), Vec::new(), Vec::new());
     let mut failed = None;
     root.visit("", &mut |name, tensor, role| {
@@ -88,11 +136,12 @@ pub fn build(
                 failed.get_or_insert(TorchError::Tch { operation: "move a tensor to the device", source });
             }
         }
-        let of_role = match role {
-            Role::Parameter => &mut parameters,
-            Role::Buffer => &mut buffers,
-        };
-        of_role.push((name.clone(), tensor.shallow_clone()));
+        let handle = (name.clone(), tensor.shallow_clone());
+        match role {
+            Role::Parameter => parameters.push(handle),
+            Role::Buffer => buffers.push(handle),
+            Role::Constant => {}
+        }
         tensors.push((name, tensor.shallow_clone()));
     });
     match failed {
@@ -152,6 +201,50 @@ impl Model {
     /// If `x` is not `[B, 3, H, W]` of the parameters' kind and device.
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         self.root.forward(x, train)
+    }
+
+    /// Runs one black image of `size` x `size` pixels through a network that was not built here, to find out
+    /// whether it takes such images and gives as many logits as the run has classes.
+    ///
+    /// # Errors
+    /// It throws, or gives something else.
+    pub fn check_output(&self, size: i64) -> Result<(), ModelError> {
+        let image = Tensor::f_zeros([1, 3, size, size], (Kind::Float, self.device()))
+            .map_err(|source| TorchError::Tch { operation: "allocate an image", source })?;
+        let found = self.root.check(&image)?;
+        match found == [1, self.classes] {
+            true => Ok(()),
+            false => Err(ModelError::Output { arch: self.arch.clone(), size, found, classes: self.classes }),
+        }
+    }
+
+    /// The last feature map of images `[B, 3, H, W]`: `[B, C, h, w]`, before the global pooling, with
+    /// running statistics.
+    ///
+    /// # Errors
+    /// An architecture whose head is not a pooling and one linear layer.
+    ///
+    /// # Panics
+    /// As [`Model::forward`].
+    pub fn features(&self, images: &Tensor) -> Result<Tensor, ModelError> {
+        self.root.features(images).ok_or_else(|| ModelError::NoFeatures(self.arch.clone()))
+    }
+
+    /// The linear layer of the head as a 1x1 convolution: weight `[classes, C, 1, 1]` and bias `[classes]`.
+    /// Applied to [`Model::features`] it scores every cell.
+    ///
+    /// # Errors
+    /// As [`Model::features`].
+    pub fn head(&self) -> Result<(Tensor, Tensor), ModelError> {
+        // A classifier's last layer is the last in its state_dict.
+        if let [.., (_, weight), (_, bias)] = self.parameters.as_slice()
+            && weight.dim() >= 2
+            && weight.size()[0] == self.classes
+            && bias.size() == [self.classes]
+        {
+            return Ok((weight.detach().reshape([self.classes, -1, 1, 1]), bias.detach()));
+        }
+        Err(ModelError::NoFeatures(self.arch.clone()))
     }
 
     /// Counts a step in every BatchNorm's `num_batches_tracked`, unless frozen. Apart from `forward`, so that

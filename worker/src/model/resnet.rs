@@ -1,54 +1,44 @@
 //! ResNet (He et al. 2015, "Deep Residual Learning for Image Recognition") as torchvision builds it: the
-//! v1.5 bottleneck, which strides in its 3x3 convolution. Names, the order of the state_dict and the
-//! initial values are torchvision's.
+//! v1.5 bottleneck, which strides in its 3x3 convolution; and its wide (Zagoruyko and Komodakis 2016) and
+//! grouped (ResNeXt: Xie et al. 2017) variants. Names, the order of the state_dict and the initial values are
+//! torchvision's.
 
 use tch::Tensor;
 
-use super::layers::{BatchNorm2d, BatchNormOptions, Conv2d, Layer, Linear, Visitor, join};
+use super::layers::{BatchNormOptions, ConvBn, Layer, Linear, Visitor, join};
 
 /// The residual function of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// 3x3, 3x3
     Basic,
-    /// 1x1 down to `width`, 3x3, 1x1 up to four times `width`
-    Bottleneck,
+    /// 1x1 down to the inner channels, 3x3 in `groups`, 1x1 up to four times the stage's width. In the first
+    /// stage, of width 64, each group has `base_width` inner channels; they grow with the stage's width.
+    Bottleneck { groups: i64, base_width: i64 },
 }
 
-/// Table 1 of the paper: kind of block and blocks in each of the four stages.
-fn table(arch: &str) -> Option<(Kind, [usize; 4])> {
-    Some(match arch {
-        "resnet18" => (Kind::Basic, [2, 2, 2, 2]),
-        "resnet34" => (Kind::Basic, [3, 4, 6, 3]),
-        "resnet50" => (Kind::Bottleneck, [3, 4, 6, 3]),
-        "resnet101" => (Kind::Bottleneck, [3, 4, 23, 3]),
-        "resnet152" => (Kind::Bottleneck, [3, 8, 36, 3]),
-        _ => return None,
-    })
-}
+const PLAIN: Kind = Kind::Bottleneck { groups: 1, base_width: 64 };
+const WIDE: Kind = Kind::Bottleneck { groups: 1, base_width: 128 };
+
+/// A row of table 1 of the papers: name, kind of block, blocks in each of the four stages.
+type Row = (&'static str, Kind, [usize; 4]);
+
+const TABLE: [Row; 10] = [
+    ("resnet18", Kind::Basic, [2, 2, 2, 2]),
+    ("resnet34", Kind::Basic, [3, 4, 6, 3]),
+    ("resnet50", PLAIN, [3, 4, 6, 3]),
+    ("resnet101", PLAIN, [3, 4, 23, 3]),
+    ("resnet152", PLAIN, [3, 8, 36, 3]),
+    ("wide_resnet50_2", WIDE, [3, 4, 6, 3]),
+    ("wide_resnet101_2", WIDE, [3, 4, 23, 3]),
+    ("resnext50_32x4d", Kind::Bottleneck { groups: 32, base_width: 4 }, [3, 4, 6, 3]),
+    ("resnext101_32x8d", Kind::Bottleneck { groups: 32, base_width: 8 }, [3, 4, 23, 3]),
+    ("resnext101_64x4d", Kind::Bottleneck { groups: 64, base_width: 4 }, [3, 4, 23, 3]),
+];
 
 /// The architectures of this family.
-pub(super) const NAMES: [&str; 5] = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"];
-
-/// A convolution and the BatchNorm after it.
-struct ConvBn {
-    conv: Conv2d,
-    bn: BatchNorm2d,
-}
-
-impl ConvBn {
-    fn new(inputs: i64, outputs: i64, kernel: i64, stride: i64, options: BatchNormOptions) -> Self {
-        Self { conv: Conv2d::new(inputs, outputs, kernel, stride), bn: BatchNorm2d::new(outputs, options) }
-    }
-
-    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        self.bn.forward(&self.conv.forward(x, train), train)
-    }
-
-    fn visit(&mut self, conv: &str, bn: &str, visitor: &mut Visitor<'_>) {
-        self.conv.visit(conv, visitor);
-        self.bn.visit(bn, visitor);
-    }
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    TABLE.iter().map(|(name, ..)| *name)
 }
 
 /// y = relu(F(x) + shortcut(x)): F is two or three convolutions, the shortcut the identity, or a strided
@@ -66,11 +56,14 @@ impl Block {
         let downsample = (stride != 1 || inputs != outputs).then(|| conv_bn(inputs, outputs, 1, stride));
         let residual = match kind {
             Kind::Basic => vec![conv_bn(inputs, width, 3, stride), conv_bn(width, outputs, 3, 1)],
-            Kind::Bottleneck => vec![
-                conv_bn(inputs, width, 1, 1),
-                conv_bn(width, width, 3, stride),
-                conv_bn(width, outputs, 1, 1),
-            ],
+            Kind::Bottleneck { groups, base_width } => {
+                let inner = width * base_width / 64 * groups;
+                vec![
+                    conv_bn(inputs, inner, 1, 1),
+                    ConvBn::grouped(inner, inner, 3, stride, groups, options),
+                    conv_bn(inner, outputs, 1, 1),
+                ]
+            }
         };
         Self { residual, downsample }
     }
@@ -81,7 +74,7 @@ impl Kind {
     fn outputs(self, width: i64) -> i64 {
         match self {
             Self::Basic => width,
-            Self::Bottleneck => 4 * width,
+            Self::Bottleneck { .. } => 4 * width,
         }
     }
 }
@@ -117,9 +110,9 @@ pub(super) struct ResNet {
 }
 
 impl ResNet {
-    /// None if `arch` is not one of [`NAMES`]. Draws from libtorch's global generator.
+    /// None if `arch` is not one of [`names`]. Draws from libtorch's global generator.
     pub(super) fn new(arch: &str, classes: i64, options: BatchNormOptions) -> Option<Self> {
-        let (kind, depths) = table(arch)?;
+        let &(_, kind, depths) = TABLE.iter().find(|(name, ..)| *name == arch)?;
         let stem = ConvBn::new(3, 64, 7, 2, options);
         let mut inputs = 64;
         let mut stages = Vec::with_capacity(4);
@@ -150,14 +143,25 @@ impl ResNet {
     }
 }
 
-impl Layer for ResNet {
-    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+impl ResNet {
+    /// Images `[B, 3, H, W]` to features `[B, C, H/32, W/32]`, rounded up.
+    fn body(&self, x: &Tensor, train: bool) -> Tensor {
         let mut y = self.stem.forward(x, train).relu_();
         y = y.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
         for block in self.stages.iter().flatten() {
             y = block.forward(&y, train);
         }
-        self.fc.forward(&y.adaptive_avg_pool2d([1, 1]).flatten(1, -1), train)
+        y
+    }
+}
+
+impl Layer for ResNet {
+    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        self.fc.forward(&self.body(x, train).adaptive_avg_pool2d([1, 1]).flatten(1, -1), train)
+    }
+
+    fn features(&self, images: &Tensor) -> Option<Tensor> {
+        Some(self.body(images, false))
     }
 
     fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {

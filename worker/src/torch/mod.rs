@@ -1,5 +1,6 @@
 //! What tch does not expose of libtorch, behind a safe face: memory formats, gradients that are views
-//! of one buffer, tensors read and written as slices, and the fused SGD kernel.
+//! of one buffer, tensors read and written as slices, the fused SGD kernel, and TorchScript modules with all
+//! their tensors.
 //!
 //! This is the one module of the worker that talks to C++ (`shim.cpp`); everything here may be called
 //! from safe code with any tensor, and what does not fit is a [`TorchError`].
@@ -14,8 +15,11 @@ use std::ffi::{CStr, c_char, c_int};
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
+mod script;
 #[cfg(test)]
 mod tests;
+
+pub use script::{ScriptModule, ScriptTensor};
 
 /// Why libtorch did not do what it was asked.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,10 @@
 #include <ATen/ops/_fused_sgd.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/MemoryFormat.h>
+#include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/serialization/import.h>
 
+#include <cctype>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -15,6 +18,8 @@
 #include <new>
 #include <sstream>
 #include <stdexcept>
+#include <string>
+#include <unordered_set>
 #include <vector>
 
 namespace {
@@ -64,6 +69,25 @@ void require_same_layout(const at::Tensor& a, const at::Tensor& b, const char* w
          << a.scalar_type() << " on " << a.device();
     throw std::invalid_argument(text.str());
   }
+}
+
+// The last line of what the interpreter says: before it stands a trace of the module's source.
+std::string last_line(std::string text) {
+  while (!text.empty() && isspace(static_cast<unsigned char>(text.back()))) text.pop_back();
+  return text.substr(text.rfind('\n') + 1);
+}
+
+// Calls `visit` with the tensors of `module` in the order and by the names of its state_dict: its own parameters,
+// its own buffers, then its children's. A tensor that stands in it twice is shown once, by its first name.
+template <class Visit>
+void each_tensor(const torch::jit::Module& module, const std::string& prefix, std::unordered_set<void*>& seen,
+                 Visit&& visit) {
+  auto show = [&](const std::string& name, const at::Tensor& tensor, bool is_parameter) {
+    if (tensor.defined() && seen.insert(tensor.unsafeGetTensorImpl()).second) visit(prefix + name, tensor, is_parameter);
+  };
+  for (const auto& p : module.named_parameters(/*recurse=*/false)) show(p.name, p.value, true);
+  for (const auto& b : module.named_buffers(/*recurse=*/false)) show(b.name, b.value, false);
+  for (const auto& child : module.named_children()) each_tensor(child.value, prefix + child.name + ".", seen, visit);
 }
 
 }  // namespace
@@ -118,6 +142,39 @@ char* relabel_torch_sgd_step(at::Tensor* const* parameters, at::Tensor* const* m
     if (momentum == 0.0) m.clear();
     at::_fused_sgd_(p, g, m, weight_decay, momentum, lr, /*dampening=*/0.0, nesterov != 0,
                     /*maximize=*/false, /*is_first_step=*/false);
+  });
+}
+
+char* relabel_torch_script_load(const char* path, const at::Tensor* like, torch::jit::Module** out) {
+  return guarded([&] { *out = new torch::jit::Module(torch::jit::load(path, like->device())); });
+}
+
+void relabel_torch_script_free(torch::jit::Module* module) { delete module; }
+
+// `visit` owns each tensor, but not its name.
+char* relabel_torch_script_tensors(const torch::jit::Module* module, void* context,
+                                   void (*visit)(void* context, const char* name, at::Tensor* tensor, int is_parameter)) {
+  return guarded([&] {
+    std::unordered_set<void*> seen;
+    each_tensor(*module, "", seen, [&](const std::string& name, const at::Tensor& tensor, bool is_parameter) {
+      visit(context, name.c_str(), new at::Tensor(tensor), is_parameter ? 1 : 0);
+    });
+  });
+}
+
+char* relabel_torch_script_forward(torch::jit::Module* module, const at::Tensor* input, int train, at::Tensor** out) {
+  return guarded([&] {
+    if (module->is_training() != (train != 0)) module->train(train != 0);
+    c10::IValue output;
+    try {
+      output = module->forward({*input});
+    } catch (const c10::Error& e) {
+      throw std::runtime_error(last_line(e.what_without_backtrace()));
+    } catch (const std::exception& e) {
+      throw std::runtime_error(last_line(e.what()));
+    }
+    if (!output.isTensor()) throw std::invalid_argument("it returns " + output.tagKind() + ", not one tensor");
+    *out = new at::Tensor(output.toTensor());
   });
 }
 

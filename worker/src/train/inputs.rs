@@ -9,6 +9,7 @@ use relabel_core::Dataset;
 
 use crate::data::DataError;
 use crate::data::index::Split;
+use crate::eval::classes::{Classes, ClassesError, class_ids};
 use crate::labels::derived::derived;
 use crate::labels::{LabelMaps, SingleLabel, Targets};
 
@@ -17,8 +18,11 @@ const CHECKED_MAPS: usize = 16;
 
 /// The data of a run.
 pub struct Inputs {
+    /// Without samples in a run that only evaluates.
     pub train: Arc<Split>,
     pub val: Arc<Split>,
+    /// Class id of each validation folder, by its position.
+    pub val_classes: Arc<[u32]>,
     /// What training crops are taught.
     pub targets: Arc<dyn Targets>,
     /// Length of the model's output.
@@ -30,6 +34,8 @@ pub struct Inputs {
 pub enum InputError {
     #[error(transparent)]
     Data(#[from] DataError),
+    #[error(transparent)]
+    Classes(#[from] ClassesError),
     #[error("{}: validation folder {val} stands where the training folders have {train}: both must hold the same classes", path.display())]
     ClassesDiffer { path: PathBuf, train: String, val: String },
     #[error("{}: {val} class folders for validation, but {train} for training: both must hold the same classes", path.display())]
@@ -46,6 +52,9 @@ impl Inputs {
     /// validation than for training, a label map that is missing or of a wrong shape.
     pub fn open(config: &Config, cache: Option<&Path>) -> Result<Self, InputError> {
         let root = Path::new(&config.data.data_path);
+        if config.util.test_only {
+            return Self::open_for_test(config, root, cache);
+        }
         let train = Arc::new(Split::open(&root.join("train"), cache)?);
         let val = Arc::new(Split::open(&root.join("val"), cache)?);
         same_classes(root, &train, &val)?;
@@ -57,7 +66,29 @@ impl Inputs {
             return Err(InputError::TooFewOutputs { path, wanted: classes, found });
         }
         let targets = derived(targets(config, &train, classes)?, config);
-        Ok(Self { train, val, targets, classes })
+        let val_classes = (0..found as u32).collect();
+        Ok(Self { train, val, val_classes, targets, classes })
+    }
+
+    /// The validation images alone. The training folders name the classes if they are there; no training
+    /// image and no label map needs to be.
+    fn open_for_test(config: &Config, root: &Path, cache: Option<&Path>) -> Result<Self, InputError> {
+        let (train_dir, val_dir) = (root.join("train"), root.join("val"));
+        let val = Arc::new(Split::open(&val_dir, cache)?);
+        let known = train_dir.is_dir().then(|| Classes::read(&train_dir)).transpose()?;
+        let folders = val.classes().len();
+        let found = known.as_ref().map_or(folders, Classes::len);
+        let classes = config.model.num_classes.unwrap_or(found as u32);
+        if (classes as usize) < found {
+            return Err(InputError::TooFewOutputs { path: val_dir, wanted: classes, found });
+        }
+        let val_classes = class_ids(&val_dir, val.classes(), known.as_ref(), classes as usize)?;
+        if folders != found {
+            return Err(InputError::ClassCount { path: val_dir, train: found, val: folders });
+        }
+        let train = Arc::new(Split::without_samples(&train_dir, val.classes().to_vec()));
+        let targets = Arc::new(SingleLabel::new(classes, Arc::new(|_| 0)));
+        Ok(Self { train, val, val_classes: val_classes.into(), targets, classes })
     }
 
     /// What the coordinator compares between workers.

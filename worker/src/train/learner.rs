@@ -5,6 +5,10 @@
 //! the sum over ranks is then the mean, unless samples were left out as unreadable, in which case the
 //! count that came with the sum puts it right. BatchNorm's running statistics and the sums that a report
 //! needs travel in the same buffer, so that every rank holds the same state after every step.
+//!
+//! The masks of dropout and stochastic depth come from libtorch's generator, which is seeded anew for every step
+//! from (seed, epoch, step, rank): a run that was interrupted draws the same ones again. They are other ones
+//! with another number of ranks.
 
 use std::collections::BTreeMap;
 
@@ -77,12 +81,16 @@ impl Learner {
         let seed = config.compute.seed;
         let build = || {
             let mut model = crate::model::build(&config.model.arch, i64::from(classes), bn, device, seed)?;
+            if config.model.is_script() {
+                model.check_output(i64::from(config.data.image_size))?;
+            }
             model.to_channels_last()?;
             Ok::<_, ModelError>(model)
         };
         let model = build()?;
         let decay = config.optim.ema.decay;
-        let ema = (decay > 0.0).then(|| Ema::new(build()?, &model, decay)).transpose()?;
+        let averages = decay > 0.0 && !config.util.test_only;
+        let ema = averages.then(|| Ema::new(build()?, &model, decay)).transpose()?;
         let optimizer = Optimizer::new(model.parameters(), &config.optim);
         let gradients = FlatGradients::new(&model, SCALARS)?;
         Ok(Self { model, optimizer, ema, gradients, config: config.clone(), steps_per_epoch })
@@ -168,6 +176,7 @@ impl Learner {
         ring: &mut dyn Collective,
     ) -> Result<Stepped, StepError> {
         let own = batch.sample_ids.len();
+        tch::manual_seed(masks_seed(self.config.compute.seed, position, ring.rank()));
         let loss_sum = match own {
             0 => 0.0,
             _ => self.backward(batch, planned)?,
@@ -208,6 +217,19 @@ impl Learner {
         (&loss / planned as f64).backward();
         Ok(loss.double_value(&[]))
     }
+}
+
+/// The seed of the masks of one rank's slice of one step.
+fn masks_seed(seed: i64, position: Position, rank: u32) -> i64 {
+    let mut key = blake3::Hasher::new();
+    key.update(b"relabel masks v1");
+    key.update(&seed.to_le_bytes());
+    key.update(&position.epoch.to_le_bytes());
+    key.update(&position.step.to_le_bytes());
+    key.update(&rank.to_le_bytes());
+    let mut bytes = [0; 8];
+    key.finalize_xof().fill(&mut bytes);
+    i64::from_le_bytes(bytes)
 }
 
 #[cfg(test)]

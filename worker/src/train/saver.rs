@@ -72,10 +72,11 @@ impl Drop for Saver {
 
 fn write(folder: &Path, save: &Save) -> FromWorker {
     let Save { duty, state, position, best } = save;
-    let name = format!("{}-e{:04}-s{:06}", state.arch, position.epoch, position.step);
+    let arch = relabel_config::file_stem(&state.arch);
+    let name = format!("{arch}-e{:04}-s{:06}", position.epoch, position.step);
     let began = std::time::Instant::now();
     let written = checkpoint::write(state, folder, &name).and_then(|written| match best {
-        true => checkpoint::keep_as(&written, folder, &format!("{}-best", state.arch)).map(|()| written),
+        true => checkpoint::keep_as(&written, folder, &format!("{arch}-best")).map(|()| written),
         false => Ok(written),
     });
     match written {

@@ -30,7 +30,7 @@ use crate::model::ModelError;
 use crate::optim::schedule;
 use crate::session::{Session, SessionError};
 use crate::torch::TorchError;
-use crate::weights::{self, SgdNotes, WeightsError};
+use crate::weights::{self, Head, SgdNotes, WeightsError};
 
 /// How long a new ring may take to stand.
 const RING_DEADLINE: Duration = Duration::from_secs(20);
@@ -54,14 +54,16 @@ pub enum TrainError {
     Step(StepError),
     #[error(transparent)]
     Torch(#[from] TorchError),
+    #[error("model.pretrained: {0}")]
+    Pretrained(#[source] WeightsError),
+    #[error("util.test_weight_file: {0}")]
+    Tested(#[source] WeightsError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error("cannot start the thread that writes checkpoints: {0}")]
     Saver(#[source] std::io::Error),
     #[error("cannot record the samples in {}: {source}", path.display())]
     SampleLog { path: PathBuf, source: std::io::Error },
-    #[error("model.pretrained: {0}")]
-    Pretrained(#[from] WeightsError),
     #[error("ordered to {order} in generation {generation}, but there is no ring of it")]
     NoRing { order: &'static str, generation: Generation },
 }
@@ -141,7 +143,13 @@ impl<'a> Trainer<'a> {
             began.elapsed()
         );
         let steps = shards::steps_per_epoch(dataset.train_samples, config.optim.batch_size);
-        let learner = Learner::new(config, inputs.classes, steps, tch::Device::Cpu)?;
+        let mut learner = Learner::new(config, inputs.classes, steps, tch::Device::Cpu)?;
+        // The other ranks take them from this one.
+        if config.util.test_only && setup.rank == Rank(0) {
+            let loaded = weights::read(Path::new(&config.util.test_weight_file))
+                .and_then(|weights| weights::load(&mut learner.model, &weights, Head::Strict));
+            tracing::info!("{}", loaded.map_err(TrainError::Tested)?);
+        }
         let checkpoints = setup.run_dir.join("checkpoints");
         if setup.rank == Rank(0) {
             saver::remove_leftovers(&checkpoints);
@@ -237,7 +245,7 @@ impl<'a> Trainer<'a> {
                 restored => restored?,
             }
         } else if rank == source && self.held.is_none() {
-            self.start_from_pretrained()?;
+            self.start_from_pretrained().map_err(TrainError::Pretrained)?;
         }
         let joined = self.join(rank, &peers, generation, token, abort).and_then(|mut ring| {
             let shared = transfer::share(&self.learner, self.tally, source.0, &mut *ring);

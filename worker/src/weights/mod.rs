@@ -24,7 +24,7 @@ pub use reference::SgdNotes;
 pub use write::{Form, write};
 
 use crate::checkpoint::CheckpointError;
-use crate::model::{Model, ModelError, StateDict, load_tensors};
+use crate::model::{Model, ModelError, StateDict, load_tensors, rexnet};
 use crate::pt::PtError;
 use crate::pt::pickle::Dtype;
 
@@ -210,13 +210,13 @@ impl Weights {
 
 /// Fills `model` with `weights`, converted to its kind and moved to its device. Names and shapes must be
 /// the model's, as in `load_state_dict(strict=True)`; BatchNorm's counters may be missing and are then
-/// set to 0. The model may have any device and memory format.
+/// set to 0. The model may have any device and memory format. Timm's names of ReXNet are taken for the authors'.
 ///
 /// # Errors
 /// What differs, by name; the model is unchanged then.
 pub fn load(model: &mut Model, weights: &Weights, head: Head) -> Result<Loaded, WeightsError> {
     let mut target = model.state_dict();
-    let mut source: StateDict = weights.tensors.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
+    let mut source: StateDict = weights.tensors.iter().map(|tensor| renamed(model, tensor)).collect();
     let replaced = match head {
         Head::Strict => None,
         Head::Replace => replace_head(model, &mut target, &mut source),
@@ -246,6 +246,17 @@ pub fn load(model: &mut Model, weights: &Weights, head: Head) -> Result<Loaded, 
     })?;
     let (origin, container) = (weights.origin.clone(), weights.container);
     Ok(Loaded { origin, container, tensors, counters: added, replaced })
+}
+
+/// A tensor by the name and with the shape that `model` has it under: timm's ReXNet has its own names, and a
+/// classifier without the two sides of 1.
+fn renamed(model: &Model, (name, tensor): &(String, Tensor)) -> (String, Tensor) {
+    let timms = rexnet::names().any(|arch| arch == model.arch()).then(|| rexnet::from_timm(name)).flatten();
+    match timms {
+        Some(name) if tensor.dim() == 2 => (name, tensor.unsqueeze(-1).unsqueeze(-1)),
+        Some(name) => (name, tensor.shallow_clone()),
+        None => (name.clone(), tensor.shallow_clone()),
+    }
 }
 
 fn is_float(kind: Kind) -> bool {

@@ -307,3 +307,18 @@ fn every_wrong_file_is_one_line_that_names_it() {
         assert!(message.contains(wanted) && message.contains(name), "{message}");
     }
 }
+
+#[test]
+fn timms_rexnet_fills_the_authors() {
+    let rexnet = |seed| build("rexnet_100", 10, BatchNormOptions::default(), Device::Cpu, seed).unwrap();
+    let given = rexnet(3).state_dict();
+    let timms = given.iter().map(|(name, tensor)| {
+        let name = rexnet::to_timm(name).unwrap();
+        let flat = name == "head.fc.weight";
+        (name, if flat { tensor.detach().flatten(1, -1) } else { tensor.detach() })
+    });
+    let mut model = rexnet(4);
+    assert!(!same(&model.state_dict(), &given));
+    load(&mut model, &of(timms.collect()), Head::Strict).unwrap();
+    assert!(same(&model.state_dict(), &given));
+}

@@ -16,7 +16,8 @@ impl Run {
     pub(super) fn indexed(&mut self, worker: WorkerId, dataset: Dataset) {
         match &self.history.dataset {
             None => {
-                if dataset.train_samples == 0 || dataset.val_samples == 0 {
+                let trains = !self.settings.test_only;
+                if trains && dataset.train_samples == 0 || dataset.val_samples == 0 {
                     return self.fail("the data set has no images".into());
                 }
                 self.persist(Fact::Agreed { dataset: dataset.clone() });
@@ -148,6 +149,7 @@ impl Run {
         }
         let position = Position { epoch: self.settings.start_epoch, step: 0 };
         let origin = match position.epoch {
+            _ if self.settings.test_only => "evaluating the weights of worker 0".into(),
             0 => "starting afresh".into(),
             // As people count them in every other line.
             epoch => format!("starting afresh with epoch {}", epoch + 1),

@@ -90,7 +90,9 @@ impl Run {
             return self.stopped();
         }
         self.note(format!("stopping: {reason}"));
-        let duty = self.assign_checkpoint(self.shown, false, None);
+        // What only evaluates has nothing to save.
+        let saves = !self.settings.test_only;
+        let duty = if saves { self.assign_checkpoint(self.shown, false, None) } else { None };
         self.stopping = Some(Stopping { reason, failed: false, duty, since: self.now });
         if duty.is_none() {
             self.stopped();

@@ -5,12 +5,16 @@ use crate::history::Fact;
 use crate::membership::Holding;
 use crate::validation::{Part, Validation};
 use crate::{
-    EpochSummary, Generation, Observation, Position, StepReport, ToWorker, WorkerId, checkpoint, shards,
+    EpochSummary, Generation, Observation, Outcome, Position, StepReport, ToWorker, WorkerId, checkpoint,
+    shards,
 };
 
 impl Run {
     /// All ranks hold the state of `position`: on they go.
     pub(super) fn begin(&mut self, position: Position) {
+        if self.settings.test_only {
+            return self.validate(position.epoch);
+        }
         self.observe(Observation::Started { position });
         if position.epoch >= self.settings.epochs {
             self.save_and_finish();
@@ -102,13 +106,19 @@ impl Run {
         let Some(sum) = validation.add(worker, part) else { return };
         let share = |count: u64| count as f64 / sum.samples.max(1) as f64;
         let (top1, top5) = (share(sum.top1), share(sum.top5));
+        let val_loss = sum.loss_sum / sum.samples.max(1) as f64;
+        if self.settings.test_only {
+            let samples = sum.samples;
+            self.observe(Observation::Tested { samples, val_loss, top1, top5 });
+            return self.end(Outcome::Done);
+        }
         self.persist(Fact::Validated { epoch, top1, top5 });
         let (best_epoch, best_top1) = self.history.best().unwrap_or((epoch, top1));
         self.observe(Observation::Epoch(EpochSummary {
             epoch,
             train_loss: self.epoch_loss,
             skipped: self.epoch_skipped,
-            val_loss: sum.loss_sum / sum.samples.max(1) as f64,
+            val_loss,
             top1,
             top5,
             best_top1,

@@ -57,6 +57,20 @@ impl Split {
         Self::new(dir, listing)
     }
 
+    /// The split of a run that does not train: its classes, and no samples.
+    pub fn without_samples(dir: &Path, classes: Vec<String>) -> Self {
+        let mut split = Self {
+            dir: dir.to_path_buf(),
+            firsts: vec![0; classes.len() + 1],
+            classes,
+            names: String::new(),
+            ends: Vec::new(),
+            fingerprint: [0; 32],
+        };
+        split.fingerprint = split.hash();
+        split
+    }
+
     fn new(dir: &Path, listing: Listing) -> Result<Self, DataError> {
         let too_many = || DataError::TooManyImages { path: dir.to_path_buf() };
         let mut split = Self {
@@ -104,7 +118,7 @@ impl Split {
         self.ends.len()
     }
 
-    /// Never true of an index that was opened: every class has an image.
+    /// Never true of a folder that was opened: every class has an image.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }

@@ -157,6 +157,7 @@ impl Trainer<'_> {
         let (config, inputs) = (&self.setup.config, &self.inputs);
         let mut loader = EvalLoader::start(EvalPlan {
             split: Arc::clone(&inputs.val),
+            class_ids: Arc::clone(&inputs.val_classes),
             transform: EvalTransform::from_config(&config.data),
             positions: range.start as usize..range.end as usize,
             batch: (config.util.val_batch_size as usize / member.ring.world() as usize).max(1),
