@@ -20,7 +20,7 @@ from PIL import Image
 from torchvision import transforms
 
 CLASSES = 12
-IMAGES = 96
+IMAGES = 60
 EPSILONS = [1, 4]
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 KEYS = [f"n{10_000_000 + 37 * i}" for i in range(CLASSES)]
@@ -29,12 +29,13 @@ SIZES = [(500, 375), (375, 500), (224, 224), (640, 427), (90, 70), (1200, 260), 
 
 def photo(rng, width, height):
     """Smooth colours, edges and some noise: more like a photograph than noise alone."""
-    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    y, x = np.arange(height), np.arange(width)
     image = np.zeros((height, width, 3))
     for channel in range(3):
         for _ in range(6):
             fx, fy, phase = rng.uniform(-0.08, 0.08), rng.uniform(-0.08, 0.08), rng.uniform(0, 6)
-            image[..., channel] += np.sin(fx * x + fy * y + phase) * rng.uniform(10, 50)
+            wave = np.outer(np.sin(fy * y + phase), np.cos(fx * x)) + np.outer(np.cos(fy * y + phase), np.sin(fx * x))
+            image[..., channel] += wave * rng.uniform(10, 50)
     for _ in range(8):
         x0, y0 = rng.integers(0, width), rng.integers(0, height)
         image[y0 : y0 + height // 4, x0 : x0 + width // 4] += rng.uniform(-90, 90, 3)

@@ -25,6 +25,10 @@ pub enum Command {
     Train(TrainArgs),
     /// Make a small data set of several objects a picture, with label maps
     Synth(worker::synth::SynthArgs),
+    /// Make the label maps of a data set with a trained classifier
+    Label(worker::annotate::LabelArgs),
+    /// Pack a folder of label maps into one memory-mapped file
+    Pack(worker::labels::pack::PackArgs),
     /// Show what is in a file
     Inspect(InspectArgs),
     /// Write weights as torch and torchvision load them
@@ -79,6 +83,8 @@ pub struct InspectArgs {
 enum Inspect {
     /// Show a label map (.pt) and the targets that it gives for crops
     LabelMap(worker::labels::inspect::LabelMapArgs),
+    /// Show what is in a packed store of label maps, and verify all of it
+    Packed(worker::labels::inspect::PackedArgs),
     /// Show where a checkpoint of ours stands and what it holds, its checksums verified
     Checkpoint(worker::weights::inspect::FileArgs),
     /// Show the tensors of a file of weights: .pth, .safetensors or a checkpoint
@@ -89,6 +95,7 @@ impl InspectArgs {
     pub fn run(&self) -> anyhow::Result<()> {
         match &self.what {
             Inspect::LabelMap(args) => worker::labels::inspect::run(args),
+            Inspect::Packed(args) => worker::labels::inspect::run_packed(args),
             Inspect::Checkpoint(args) => worker::weights::inspect::checkpoint(args),
             Inspect::Weights(args) => worker::weights::inspect::weights(args),
         }

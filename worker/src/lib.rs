@@ -7,8 +7,10 @@
 //! - [`weights`]: state_dicts from and to files of torch and safetensors. [`pt`]: the files of torch.save.
 //! - [`collective`]: sums between ranks. Knows nothing of libtorch.
 //! - [`torch`]: what tch does not expose; the one place with C++.
+//! - [`annotate`]: makes label maps with a trained classifier.
 //! - [`synth`]: a small data set to try it all on.
 
+pub mod annotate;
 pub mod checkpoint;
 pub mod collective;
 pub mod data;
@@ -17,6 +19,7 @@ pub mod labels;
 pub mod model;
 pub mod optim;
 pub mod predict;
+mod progress;
 pub mod pt;
 pub mod session;
 pub mod synth;

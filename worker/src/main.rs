@@ -18,6 +18,8 @@ fn main() -> ExitCode {
         Some(Command::Synth(args)) => worker::synth::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Eval(args)) => worker::eval::command::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Predict(args)) => worker::predict::run(&args),
+        Some(Command::Label(args)) => worker::annotate::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Pack(args)) => worker::labels::pack::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Inspect(args)) => args.run().map(|()| ExitCode::SUCCESS),
         Some(Command::Export(args)) => worker::weights::export::run(&args).map(|()| ExitCode::SUCCESS),
     };

@@ -101,7 +101,7 @@ pub struct Relabel {
     /// Train on label maps; false trains on the class folders' names.
     #[serde(rename = "use")]
     pub enabled: bool,
-    /// Folder that holds `<class>/<image stem>.pt`.
+    /// Folder that holds `<class>/<image stem>.pt`, or a file that `worker pack` made of it.
     pub path: String,
     /// How a crop's box is read into the map: hw is right for maps stored as height, width; reference
     /// swaps the axes as the published code does.

@@ -247,7 +247,7 @@ static SCHEMA: &[Setting] = settings! {
     "data.relabel.use", Kind::Flag, |c| Value::Flag(c.data.relabel.enabled),
         "Train on label maps; False trains on the class folders";
     "data.relabel.path", Kind::Text, |c| text(&c.data.relabel.path),
-        "Folder that holds <class>/<image stem>.pt";
+        "Folder that holds <class>/<image stem>.pt, or a file that `worker pack` made of it";
     "data.relabel.axes", Kind::Choice(&["hw", "reference"]), |c| text(match c.data.relabel.axes { Axes::Hw => "hw", Axes::Reference => "reference" }),
         "How a crop's box is read into a map: height, width, or swapped as the reference does it";
     "data.relabel.mode", Kind::Choice(&["localized", "global", "localized_single"]), |c| text(match c.data.relabel.mode { Mode::Localized => "localized", Mode::Global => "global", Mode::LocalizedSingle => "localized_single" }),

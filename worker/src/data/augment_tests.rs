@@ -49,6 +49,23 @@ fn a_resized_crop_equals_pillow() {
 }
 
 #[test]
+fn the_exact_resize_is_pillows_to_the_last_bit() {
+    let image = source(61, 47);
+    let cut = |left: u32, top: u32, width: u32, height: u32| {
+        let rows = (top..top + height).map(|y| (y * 61 + left) as usize * 3);
+        let pixels = rows.flat_map(|at| image.pixels[at..at + width as usize * 3].to_vec()).collect();
+        RgbImage { size: ImageSize { width, height }, pixels }
+    };
+    let square = ImageSize { width: 16, height: 16 };
+    for (cut, name) in [(cut(5, 3, 50, 41), "resize_down.rgb"), (cut(30, 20, 7, 9), "resize_up.rgb")] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/data/testdata").join(name);
+        assert!(crate::data::pillow::resize(&cut, square).unwrap() == std::fs::read(path).unwrap(), "{name}");
+    }
+    let same = crate::data::pillow::resize(&image, image.size).unwrap();
+    assert!(same == image.pixels, "the same size changes nothing");
+}
+
+#[test]
 fn the_evaluation_transform_equals_torchvision() {
     let mut scaler = Scaler::default();
     let images = [

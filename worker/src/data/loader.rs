@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+pub(super) use train::is_skippable;
 pub use train::{Batch, TrainLoader, TrainPlan};
 
 use super::DataError;
@@ -117,7 +118,7 @@ impl Buffers {
 }
 
 /// Makes `buffer` `length` long without clearing what will be overwritten.
-fn fit(buffer: &mut Vec<f32>, length: usize) {
+pub(super) fn fit(buffer: &mut Vec<f32>, length: usize) {
     if buffer.capacity() == 0 {
         // Fresh memory comes zeroed from the system at no cost.
         *buffer = vec![0.0; length];

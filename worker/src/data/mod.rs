@@ -19,6 +19,7 @@ mod pillow;
 mod pool;
 pub mod rng;
 mod turbo;
+pub mod whole;
 
 pub use error::{DataError, ImageError};
 

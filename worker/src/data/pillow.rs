@@ -1,11 +1,23 @@
 //! Pillow's antialiased bilinear resize of 8-bit pixels, to the last bit: weights in double precision, rounded
-//! to 22 fractional bits; across first, rounded to bytes, then down.
+//! to 22 fractional bits; across first, rounded to bytes, then down. (Pillow 13 turns this order round for some
+//! pictures that shrink more in height than in width, and is up to one level apart from itself before.)
 
 use super::decode::RgbImage;
 use super::{CropBox, ImageError, ImageSize};
 
 /// Fractional bits of a weight: 32 less 8 of a pixel and 2 for sums beyond it.
 const FRACTION: u32 = 22;
+
+/// The whole of `image` as `size`, RGB, row after row.
+///
+/// # Errors
+/// An image without pixels.
+pub(super) fn resize(image: &RgbImage, size: ImageSize) -> Result<Vec<u8>, ImageError> {
+    let whole = |ImageSize { width, height }| CropBox { top: 0, left: 0, height, width };
+    let mut out = Vec::new();
+    Resampler::default().resize(image, whole(image.size), size, whole(size), &mut out)?;
+    Ok(out)
+}
 
 /// What is kept from one image to the next.
 #[derive(Debug, Default)]

@@ -57,11 +57,12 @@ impl LabelMap {
     /// Reads a `.pt` file's bytes: a tensor `[2, k, height, width]` of logits and class ids, the ids whole
     /// numbers in `0..classes`.
     pub fn parse(bytes: Vec<u8>, classes: u32) -> Result<Self, MapError> {
-        Self::parse_stored(bytes, classes).map(|stored| stored.map)
+        Self::parse_stored(bytes, Some(classes)).map(|stored| stored.map)
     }
 
-    /// As [`LabelMap::parse`], with the element type and the form of the file.
-    pub fn parse_stored(bytes: Vec<u8>, classes: u32) -> Result<Stored, MapError> {
+    /// As [`LabelMap::parse`], with the element type and the form of the file. Without `classes` every id is
+    /// taken that the element type can name.
+    pub fn parse_stored(bytes: Vec<u8>, classes: Option<u32>) -> Result<Stored, MapError> {
         let file = PtFile::parse(bytes)?;
         let Value::Tensor(tensor) = file.root() else {
             return Err(MapError::NotTensor { found: file.root().type_name() });
@@ -79,6 +80,7 @@ impl LabelMap {
             Dtype::BF16 => 256,
             _ => 1 << 24,
         };
+        let classes = classes.unwrap_or(exact + 1);
         if classes > exact + 1 {
             return Err(MapError::Imprecise { dtype, classes });
         }
@@ -96,6 +98,16 @@ impl LabelMap {
         }
         let ids = ids.into_iter().map(|v| v as u32).collect();
         Ok(Stored { map: Self { k, height, width, logits, classes: ids }, dtype, format: file.format() })
+    }
+
+    /// The best class of a cell, and its share, 0 to 1, of a softmax over the cell's `k` classes.
+    pub fn best(&self, row: usize, column: usize) -> (u32, f32) {
+        let plane = self.height * self.width;
+        let cell = row * self.width + column;
+        let logit = |j: usize| self.logits[j * plane + cell];
+        let best = (0..self.k).max_by(|&a, &b| logit(a).total_cmp(&logit(b))).unwrap_or(0);
+        let sum: f32 = (0..self.k).map(|j| (logit(j) - logit(best)).exp()).sum();
+        (self.classes[best * plane + cell], 1.0 / sum)
     }
 
     /// The bytes of a `.pt` file, zip form, a tensor `[2, k, height, width]` of `dtype`: float32, or float16,

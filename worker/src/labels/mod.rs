@@ -1,9 +1,10 @@
 //! Localized multi-label targets: label maps read from disk and pooled over a training crop.
 //!
-//! A training image's map stands at `<relabel.path>/<class folder>/<image stem>.pt`. On the way of a
-//! sample: [`crate::pt`] reads the file, [`LabelMap`] is its checked content, [`pool`] makes the crop's
-//! target of it, [`derived`] changes that as options ask. Knows nothing of libtorch, and runs no code that
-//! a file brings along.
+//! A training image's map stands at `<relabel.path>/<class folder>/<image stem>.pt`, or under that name in the
+//! one file that [`pack`] makes of such a folder. On the way of a sample: [`crate::pt`] reads the
+//! file, [`LabelMap`] is its checked content, or [`packed`] finds it in the store; [`pool`] makes the
+//! crop's target of it, [`derived`] changes that as options ask. Knows nothing of libtorch, and runs no code
+//! that a file brings along.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,10 +17,17 @@ use crate::data::{CropBox, ImageSize};
 pub mod derived;
 pub mod inspect;
 mod label_map;
+pub mod pack;
+pub mod packed;
+mod parallel;
 pub mod pool;
 mod presence;
 
 pub use label_map::{LabelMap, MapError, Stored};
+pub(crate) use parallel::map_in_order;
+
+use packed::{Packed, PackedError, PackedMap};
+use pool::Cells;
 
 /// What a training crop is taught: a distribution over the classes for one sample and one crop of it.
 ///
@@ -36,8 +44,11 @@ pub trait Targets: Send + Sync {
 /// Why a target could not be made; every variant names the file, and its message is one whole line.
 #[derive(Debug, thiserror::Error)]
 pub enum LabelError {
-    #[error("relabel.path {path} is not a folder; set it to the folder that holds <class>/<image>.pt")]
-    NoFolder { path: PathBuf },
+    #[error(
+        "relabel.path {path} does not exist; set it to the folder that holds <class>/<image>.pt, or to a file \
+         that `worker pack` made of it"
+    )]
+    NoMaps { path: PathBuf },
     #[error(
         "label map {path} is missing for image {key}; generate it with `worker label`, or check relabel.path"
     )]
@@ -46,6 +57,8 @@ pub enum LabelError {
     Read { path: PathBuf, why: io::Error },
     #[error("label map {path}: {why}")]
     Map { path: PathBuf, why: Box<MapError> },
+    #[error("packed label maps {path}: {why}")]
+    Packed { path: PathBuf, why: Box<PackedError> },
     #[error("sample {sample} is of class {class}, but there are {classes} classes; check model.num_classes")]
     Class { sample: u32, class: u32, classes: usize },
 }
@@ -59,31 +72,56 @@ pub fn read_map(path: &Path, classes: u32) -> Result<LabelMap, LabelError> {
 /// Names the image of a sample: `<class folder>/<image stem>`.
 pub type Keys = Arc<dyn Fn(u32) -> String + Send + Sync>;
 
-/// Targets from a folder of `.pt` label maps, read anew for each sample: what the page cache does not hold
-/// comes from the disk, about 9 KB an image.
+/// Targets from label maps, looked up anew for each sample: what the page cache does not hold comes from
+/// the disk, about 9 KB an image from `.pt` files and half of that from a packed store.
 pub struct LabelMaps {
-    root: PathBuf,
+    source: Source,
     classes: u32,
     axes: Axes,
     keys: Keys,
 }
 
+/// Where label maps are kept.
+enum Source {
+    /// A folder of `<class>/<stem>.pt`.
+    Folder(PathBuf),
+    Packed(Packed),
+}
+
+/// A label map that was read, or where it lies in a packed store.
+pub enum Found<'a> {
+    Read(LabelMap),
+    Packed(PackedMap<'a>),
+}
+
 impl LabelMaps {
-    /// Maps under `root`, whose class ids must be under `classes`; `axes` says how a crop's box is read into
-    /// them. Fails where `root` is no folder.
-    pub fn new(root: PathBuf, classes: u32, axes: Axes, keys: Keys) -> Result<Self, LabelError> {
-        if !root.is_dir() {
-            return Err(LabelError::NoFolder { path: root });
-        }
-        Ok(Self { root, classes, axes, keys })
+    /// Maps in the folder or packed store `path`, whose class ids must be under `classes`; `axes` says how a
+    /// crop's box is read into them. Fails where there is neither, or the store is not whole.
+    pub fn new(path: PathBuf, classes: u32, axes: Axes, keys: Keys) -> Result<Self, LabelError> {
+        let source = if path.is_dir() {
+            Source::Folder(path)
+        } else if path.exists() {
+            let failed = |why| LabelError::Packed { path: path.clone(), why: Box::new(why) };
+            let packed = Packed::open(&path).map_err(failed)?;
+            if packed.classes() > classes {
+                return Err(failed(PackedError::Classes { found: packed.classes(), classes }));
+            }
+            Source::Packed(packed)
+        } else {
+            return Err(LabelError::NoMaps { path });
+        };
+        Ok(Self { source, classes, axes, keys })
     }
 
-    /// Checks that each of samples `0..samples` has a map, by listing folders.
+    /// Checks that each of samples `0..samples` has a map, without reading it: folders are listed.
     ///
     /// # Errors
     /// The first that has none.
     pub fn check_present(&self, samples: u32) -> Result<(), LabelError> {
-        presence::check(&self.root, samples, &self.keys)
+        match &self.source {
+            Source::Folder(root) => presence::check(root, samples, &self.keys),
+            Source::Packed(_) => self.check(0..samples),
+        }
     }
 
     /// Reads the maps of these samples, so that a wrong folder, shape or number of classes is an error before
@@ -93,16 +131,66 @@ impl LabelMaps {
     }
 
     /// The map of one sample.
-    pub fn read(&self, sample: u32) -> Result<LabelMap, LabelError> {
+    pub fn read(&self, sample: u32) -> Result<Found<'_>, LabelError> {
         let key = (self.keys)(sample);
-        // The stem may hold dots, so the extension is appended, not replaced.
-        let path = self.root.join(format!("{key}.pt"));
-        read_map(&path, self.classes).map_err(|error| match error {
-            LabelError::Read { path, why } if why.kind() == io::ErrorKind::NotFound => {
-                LabelError::Missing { path, key }
+        match &self.source {
+            Source::Packed(packed) => packed
+                .get(&key)
+                .map(Found::Packed)
+                .map_err(|why| LabelError::Packed { path: packed.path().into(), why: Box::new(why) }),
+            Source::Folder(root) => {
+                let path = map_path(root, &key);
+                read_map(&path, self.classes).map(Found::Read).map_err(|error| match error {
+                    LabelError::Read { path, why } if why.kind() == io::ErrorKind::NotFound => {
+                        LabelError::Missing { path, key }
+                    }
+                    other => other,
+                })
             }
-            other => other,
-        })
+        }
+    }
+}
+
+/// Where the map of the image called `key` stands under `root`.
+pub fn map_path(root: &Path, key: &str) -> PathBuf {
+    // The stem may hold dots, so the extension is appended, not replaced.
+    root.join(format!("{key}.pt"))
+}
+
+impl Cells for Found<'_> {
+    fn k(&self) -> usize {
+        match self {
+            Self::Read(map) => map.k(),
+            Self::Packed(map) => map.k(),
+        }
+    }
+
+    fn height(&self) -> usize {
+        match self {
+            Self::Read(map) => map.height(),
+            Self::Packed(map) => map.height(),
+        }
+    }
+
+    fn width(&self) -> usize {
+        match self {
+            Self::Read(map) => map.width(),
+            Self::Packed(map) => map.width(),
+        }
+    }
+
+    fn logit(&self, i: usize) -> f32 {
+        match self {
+            Self::Read(map) => map.logit(i),
+            Self::Packed(map) => map.logit(i),
+        }
+    }
+
+    fn class(&self, i: usize) -> u32 {
+        match self {
+            Self::Read(map) => map.class(i),
+            Self::Packed(map) => map.class(i),
+        }
     }
 }
 

@@ -12,6 +12,43 @@ use relabel_config::Axes;
 use super::LabelMap;
 use crate::data::{CropBox, ImageSize};
 
+/// The `k` best classes of each cell of a grid over an image, wherever they are kept. A value's number is
+/// `(j * height + row) * width + column`, `j` under `k`.
+pub trait Cells {
+    /// Classes kept a cell.
+    fn k(&self) -> usize;
+    /// Rows of cells, at least 1.
+    fn height(&self) -> usize;
+    /// Columns of cells, at least 1.
+    fn width(&self) -> usize;
+    /// The logit of value `i`.
+    fn logit(&self, i: usize) -> f32;
+    /// The class id of value `i`.
+    fn class(&self, i: usize) -> u32;
+}
+
+impl Cells for LabelMap {
+    fn k(&self) -> usize {
+        self.k
+    }
+
+    fn height(&self) -> usize {
+        self.height
+    }
+
+    fn width(&self) -> usize {
+        self.width
+    }
+
+    fn logit(&self, i: usize) -> f32 {
+        self.logits[i]
+    }
+
+    fn class(&self, i: usize) -> u32 {
+        self.classes[i]
+    }
+}
+
 /// A box in parts of the image's width (x) and height (y), `0 <= x1 <= x2 <= 1` and so for y.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct UnitBox {
@@ -41,32 +78,32 @@ impl UnitBox {
 
 /// Writes the target for `crop` into `out`, `[classes]`: not negative, sum 1. Every class id of the map must
 /// be under `out.len()`.
-pub fn pool(map: &LabelMap, crop: UnitBox, axes: Axes, out: &mut [f32]) {
+pub fn pool(map: &impl Cells, crop: UnitBox, axes: Axes, out: &mut [f32]) {
     pool_logits(map, crop, axes, out);
     softmax(out);
 }
 
 /// Writes the pooled logits for `crop` into `out`, `[classes]`, 0 for a class that no cell of the box names.
-pub fn pool_logits(map: &LabelMap, crop: UnitBox, axes: Axes, out: &mut [f32]) {
+pub fn pool_logits(map: &impl Cells, crop: UnitBox, axes: Axes, out: &mut [f32]) {
     let UnitBox { x1, y1, x2, y2 } = crop;
     // The reference hands (top, left, bottom, right) to roi_align, which reads (x1, y1, x2, y2).
     let ((left, right), (top, bottom)) = match axes {
         Axes::Hw => ((x1, x2), (y1, y2)),
         Axes::Reference => ((y1, y2), (x1, x2)),
     };
-    let columns = side_weights(left, right, map.width);
-    let rows = side_weights(top, bottom, map.height);
+    let columns = side_weights(left, right, map.width());
+    let rows = side_weights(top, bottom, map.height());
     out.fill(0.0);
-    let plane = map.height * map.width;
+    let plane = map.height() * map.width();
     for (row, &row_weight) in rows.iter().enumerate().filter(|(_, w)| **w != 0.0) {
         for (column, &column_weight) in columns.iter().enumerate().filter(|(_, w)| **w != 0.0) {
-            let cell = row * map.width + column;
+            let cell = row * map.width() + column;
             let weight = row_weight * column_weight;
-            for j in 0..map.k {
-                let class = map.classes[j * plane + cell];
-                let overridden = (j + 1..map.k).any(|later| map.classes[later * plane + cell] == class);
+            for j in 0..map.k() {
+                let class = map.class(j * plane + cell);
+                let overridden = (j + 1..map.k()).any(|later| map.class(later * plane + cell) == class);
                 if !overridden {
-                    out[class as usize] += weight * map.logits[j * plane + cell];
+                    out[class as usize] += weight * map.logit(j * plane + cell);
                 }
             }
         }

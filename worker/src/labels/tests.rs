@@ -48,7 +48,7 @@ fn both_forms_all_dtypes_and_any_strides_are_read() {
         ("legacy_bf16.pt", Format::Legacy, Dtype::BF16, &small.bf16),
         ("legacy_view.pt", Format::Legacy, Dtype::F32, &small.values),
     ] {
-        let stored = LabelMap::parse_stored(data(name), 50).unwrap();
+        let stored = LabelMap::parse_stored(data(name), Some(50)).unwrap();
         assert_eq!((stored.format, stored.dtype), (format, dtype), "{name}");
         let LabelMap { k, height, width, logits, classes } = stored.map;
         assert_eq!([2, k as u64, height as u64, width as u64], *small.shape, "{name}");
@@ -85,7 +85,7 @@ fn what_is_written_is_read_back_the_same() {
     let map = map(3);
     for dtype in [Dtype::F32, Dtype::F16] {
         let bytes = map.to_pt(dtype).unwrap();
-        let stored = LabelMap::parse_stored(bytes.clone(), 3).unwrap();
+        let stored = LabelMap::parse_stored(bytes.clone(), Some(3)).unwrap();
         assert_eq!(stored, Stored { map: map.clone(), dtype, format: Format::Zip });
         assert_eq!(bytes, map.to_pt(dtype).unwrap());
     }
@@ -204,7 +204,7 @@ fn label_maps_are_found_by_their_key() {
     }
     let message =
         LabelMaps::new(folder.path().join("nowhere"), 10, Axes::Hw, keys).err().unwrap().to_string();
-    assert!(message.contains("nowhere is not a folder"), "{message}");
+    assert!(message.contains("nowhere does not exist"), "{message}");
 }
 
 #[test]

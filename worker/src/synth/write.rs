@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -19,6 +17,7 @@ use super::paint::paint;
 use super::scene::{Composition, Scene};
 use super::shape::Shape;
 use super::teach::label_map;
+use crate::progress::Progress;
 use crate::pt::pickle::Dtype;
 
 /// JPEG quality, 1 to 100.
@@ -135,7 +134,7 @@ pub(super) fn data_set(recipe: &Recipe, out: &Path, threads: usize) -> Result<()
     let total: u32 = Split::ALL.iter().map(|split| split.len(recipe)).sum();
     let next = AtomicU32::new(0);
     let failed = AtomicBool::new(false);
-    let progress = Progress::new(total.into());
+    let progress = Progress::new(total.into(), "pictures made");
     let work = || -> Result<()> {
         while !failed.load(Ordering::Relaxed) {
             let mut number = next.fetch_add(1, Ordering::Relaxed);
@@ -150,7 +149,7 @@ pub(super) fn data_set(recipe: &Recipe, out: &Path, threads: usize) -> Result<()
                 failed.store(true, Ordering::Relaxed);
             }
             written?;
-            progress.advance();
+            progress.advance(1);
         }
         Ok(())
     };
@@ -161,7 +160,7 @@ pub(super) fn data_set(recipe: &Recipe, out: &Path, threads: usize) -> Result<()
         }
         Ok(())
     })?;
-    progress.bar.finish_and_clear();
+    progress.finish();
     truths(recipe, out)
 }
 
@@ -193,28 +192,4 @@ fn truths(recipe: &Recipe, out: &Path) -> Result<()> {
         write(&out.join(name), (value.to_string() + "\n").as_bytes())?;
     }
     Ok(())
-}
-
-/// A progress bar that shows itself only where the work takes more than two seconds.
-struct Progress {
-    bar: ProgressBar,
-    since: Instant,
-    shown: AtomicBool,
-}
-
-impl Progress {
-    fn new(total: u64) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
-        if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} pictures, {eta} left") {
-            bar.set_style(style);
-        }
-        Self { bar, since: Instant::now(), shown: AtomicBool::new(false) }
-    }
-
-    fn advance(&self) {
-        self.bar.inc(1);
-        if self.since.elapsed() > Duration::from_secs(2) && !self.shown.swap(true, Ordering::Relaxed) {
-            self.bar.set_draw_target(ProgressDrawTarget::stderr());
-        }
-    }
 }

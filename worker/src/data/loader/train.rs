@@ -236,6 +236,6 @@ impl Work for TrainWork {
 
 /// Whether an image may be left out: the fault is its own, and not that its folder is gone, as when a
 /// file system was unmounted, which would leave out everything.
-fn is_skippable(error: &ImageError, path: &Path) -> bool {
+pub(in crate::data) fn is_skippable(error: &ImageError, path: &Path) -> bool {
     error.is_of_the_file() && path.parent().is_some_and(Path::is_dir)
 }
