@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use relabel_config::{Config, Kind, schema};
+use relabel_config::{ARCHS, Config, Kind, SCRIPT, schema};
 
 use super::ConfigError;
 use super::layer::setting;
@@ -103,6 +103,12 @@ pub(crate) fn help() -> String {
         let _ = writeln!(text, "  --{} [default: {}]", setting.key, (setting.get)(&defaults));
         let _ = match setting.kind {
             Kind::Text => writeln!(text, "      {}", setting.help),
+            Kind::Network => {
+                // Too many for one line.
+                let lines: Vec<String> = ARCHS.chunks(5).map(|names| names.join(", ")).collect();
+                let names = lines.join(",\n      ");
+                writeln!(text, "      {}:\n      {names} or {SCRIPT}FILE", setting.help)
+            }
             kind => writeln!(text, "      {}: {kind}", setting.help),
         };
     }
