@@ -23,13 +23,6 @@ fn model(arch: &str) -> Model {
     model
 }
 
-/// What `draw` gives with libtorch's generator at `seed`, which no other test draws from meanwhile.
-pub(super) fn seeded<T>(seed: i64, draw: impl FnOnce() -> T) -> T {
-    let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
-    tch::manual_seed(seed);
-    draw()
-}
-
 fn noise(batch: i64) -> Tensor {
     seeded(3, || Tensor::randn([batch, 3, 64, 64], (Kind::Float, Device::Cpu)))
 }
