@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use relabel_config::LabelOptions;
 use relabel_proto::DEFAULT_PORT;
 
 use crate::config::{ConfigFile, help};
@@ -29,6 +30,8 @@ pub enum Command {
     Status(StatusArgs),
     /// End a run after a checkpoint
     Stop(StopArgs),
+    /// Make the label maps of a data set with workers that come and go
+    Label(Box<LabelArgs>),
 }
 
 /// A run
@@ -58,10 +61,40 @@ pub struct RunArgs {
 
 impl RunArgs {
     pub fn listen(&self) -> SocketAddr {
-        self.listen.unwrap_or(match self.local {
-            true => SocketAddr::from(([127, 0, 0, 1], 0)),
-            false => SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT)),
-        })
+        self.listen.unwrap_or_else(|| default_address(self.local))
+    }
+}
+
+fn default_address(local: bool) -> SocketAddr {
+    match local {
+        true => SocketAddr::from(([127, 0, 0, 1], 0)),
+        false => SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT)),
+    }
+}
+
+/// A labelling. Ended in any way, it is carried on by the same command; all workers must see the data, the weights and
+/// the folder of the maps under the same names.
+#[derive(Args)]
+pub struct LabelArgs {
+    #[command(flatten)]
+    pub options: LabelOptions,
+    /// Start workers too, on this machine; others may join
+    #[arg(long)]
+    pub local: bool,
+    /// With --local, how many
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "local", value_parser = clap::value_parser!(u32).range(1..))]
+    pub workers: u32,
+    /// With --local, threads of each worker [default: its share of the cores]
+    #[arg(long, value_name = "T", requires = "local", value_parser = clap::value_parser!(u32).range(1..))]
+    pub threads: Option<u32>,
+    /// Address to listen on [default: 0.0.0.0:4747; with --local a free port of 127.0.0.1]
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+}
+
+impl LabelArgs {
+    pub fn listen(&self) -> SocketAddr {
+        self.listen.unwrap_or_else(|| default_address(self.local))
     }
 }
 

@@ -5,12 +5,14 @@
 //! - [`report`] shows what the core observes, through [`progress`] and [`metrics`].
 //! - [`launch`] starts and watches workers on this machine.
 //! - [`admin`] is the other side: `coordinator status` and `coordinator stop`.
+//! - [`label`] has workers make label maps in place of a run.
 
 mod admin;
 mod cli;
 mod config;
 mod driver;
 mod journal;
+mod label;
 mod launch;
 mod metrics;
 mod progress;
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         }
         Some(Command::Status(args)) => runtime.block_on(admin::status(args)),
         Some(Command::Stop(args)) => runtime.block_on(admin::stop(args)),
+        Some(Command::Label(args)) => runtime.block_on(label::run(*args, screen)),
     };
     ended.unwrap_or_else(|error| {
         let usage = error.is::<run_dir::RunDirError>() || error.is::<config::ConfigError>();

@@ -14,7 +14,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use crate::cli::RunArgs;
 use crate::config;
 use crate::driver::{Driver, Input, Queue, Terms};
-use crate::launch::{self, Local};
+use crate::launch::{self, Local, Task};
 use crate::progress::Screen;
 use crate::report::Report;
 use crate::run_dir::{RunDir, Start};
@@ -97,7 +97,9 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
 
     tracing::info!("run {run_id} in {}, listening on {address}", folder.path.display());
     let mut local = match worker {
-        Some(program) => Some(Local::start(program, args.workers, args.threads, address, &run_dir).await?),
+        Some(program) => {
+            Some(Local::start(program, Task::Train, args.workers, args.threads, address, &run_dir).await?)
+        }
         None => {
             let port = address.port();
             tracing::info!("waiting for {} workers: worker --coordinator http://HOST:{port}", args.workers);
@@ -163,7 +165,8 @@ async fn watch(local: Option<&mut Local>) -> String {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener> {
+/// Opens the port for workers.
+pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
             "port {} is in use, perhaps by another coordinator: choose another with --listen {}:PORT",

@@ -40,11 +40,11 @@ pub struct Welcome {
     pub run_dir: String,
 }
 
-fn required<T>(value: Option<T>, field: &'static str) -> Result<T, Invalid> {
+pub(crate) fn required<T>(value: Option<T>, field: &'static str) -> Result<T, Invalid> {
     value.ok_or(Invalid::Missing(field))
 }
 
-fn duration(seconds: f64, field: &'static str) -> Result<Duration, Invalid> {
+pub(crate) fn duration(seconds: f64, field: &'static str) -> Result<Duration, Invalid> {
     Duration::try_from_secs_f64(seconds).map_err(|_| Invalid::Range { field, value: seconds.to_string() })
 }
 
@@ -118,7 +118,7 @@ fn steps(steps: Vec<v1::StepReport>) -> Result<Vec<core::StepReport>, Invalid> {
     steps.into_iter().map(TryInto::try_into).collect()
 }
 
-fn ordered<T: PartialOrd + ToString>(
+pub(crate) fn ordered<T: PartialOrd + ToString>(
     first: T,
     end: T,
     field: &'static str,

@@ -4,6 +4,7 @@
 //! peer leaves out or sets wrong is an [`Invalid`] that names the field.
 
 mod convert;
+mod labelling;
 
 /// Generated from `proto/relabel/v1/*.proto`.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used)]
@@ -12,6 +13,7 @@ pub mod v1 {
 }
 
 pub use convert::{FirstMessage, Invalid, Told, Welcome, from_worker, hello, status, to_worker, welcome};
+pub use labelling::{LabelHello, ToLabeller, from_labeller, label_hello, to_labeller};
 
 /// The version that coordinator and workers must share: the protocol and the meaning of every option
 /// move with it.

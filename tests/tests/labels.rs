@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use nix::sys::signal::{Signal, kill};
 use relabel_tests::{Ended, Scratch, assert_same_curve, losses, metrics, program, run, sorted, start};
 
 /// A data set, and weights of a network that has been trained on it for an epoch.
@@ -20,10 +21,31 @@ fn with_weights(train: u32) -> Scratch {
 
 /// `worker label` into the folder `out`, with the trained network.
 fn label(scratch: &Scratch, out: &str, flags: &[&str]) -> Command {
-    let mut command = Command::new(program("worker"));
+    let mut command = label_with("worker", scratch, out);
+    command.args(["--threads", "1"]).args(flags);
+    command
+}
+
+/// The same by the workers of a coordinator.
+fn coordinator_label(scratch: &Scratch, out: &str, flags: &[&str]) -> Command {
+    let mut command = label_with("coordinator", scratch, out);
+    command.args(flags);
+    command
+}
+
+fn label_with(name: &str, scratch: &Scratch, out: &str) -> Command {
+    let mut command = Command::new(program(name));
     command.arg("label").arg("--data").arg(scratch.path("data")).arg("--out").arg(scratch.path(out));
-    command.args(["--arch", "resnet18", "--size", "96", "--threads", "1", "--weights"]);
-    command.arg(scratch.path("annotator/checkpoints/resnet18-best.safetensors")).args(flags);
+    command.args(["--arch", "resnet18", "--size", "96", "--weights"]);
+    command.arg(scratch.path("annotator/checkpoints/resnet18-best.safetensors"));
+    command.stdin(Stdio::null());
+    command
+}
+
+/// A worker for the coordinator on `port` of this host.
+fn labeller(port: u16) -> Command {
+    let mut command = Command::new(program("worker"));
+    command.args(["label", "--threads", "1", "--coordinator", &format!("http://127.0.0.1:{port}")]);
     command.stdin(Stdio::null());
     command
 }
@@ -197,6 +219,86 @@ fn shards_make_the_files_of_one_labelling() {
     let (one, three) = (contents(&scratch.path("one")), contents(&scratch.path("three")));
     assert_eq!(one.keys().collect::<Vec<_>>(), three.keys().collect::<Vec<_>>());
     assert_eq!(maps(&three), 21);
+}
+
+#[test]
+fn a_killed_worker_and_a_killed_coordinator_cost_no_map() {
+    let scratch = with_weights(60);
+    let one = run(label(&scratch, "one", &["--batch", "1"]));
+    assert!(one.status.success(), "{}", one.stderr);
+
+    let out = scratch.path("many");
+    let made = || if out.is_dir() { maps(&contents_while_written(&out)) } else { 0 };
+    let mut coordinator =
+        start(coordinator_label(&scratch, "many", &["--batch", "1", "--listen", "127.0.0.1:0"]));
+    let port = coordinator.port();
+    let mut doomed = start(labeller(port));
+    doomed.wait_for("some maps", |_| (made() >= 5).then_some(()));
+    // Held up with the range that it has, so that the other cannot do everything meanwhile.
+    kill(doomed.pid(), Signal::SIGSTOP).unwrap();
+    let before = made();
+    let mut other = start(labeller(port));
+    other.wait_for("maps of the other", |_| (made() > before + 5).then_some(()));
+    kill(other.pid(), Signal::SIGSTOP).unwrap();
+    doomed.kill();
+    coordinator.wait_for("the loss", |log| log.contains("handed out again").then_some(()));
+    coordinator.kill();
+    let before = made();
+    assert!((11..60).contains(&before), "they had made {before} of 60 maps");
+
+    let listen = format!("127.0.0.1:{port}");
+    let mut again = start(coordinator_label(&scratch, "many", &["--batch", "1", "--listen", &listen]));
+    again.port();
+    kill(other.pid(), Signal::SIGCONT).unwrap();
+    let ended = again.wait();
+    let summary = ended.last_line(0);
+    assert!(summary.contains(": 60 label maps, "), "{summary}");
+    let other = other.wait();
+    assert!(other.status.success() && other.stderr.contains("looking for it again"), "{}", other.stderr);
+    assert!(contents(&scratch.path("one")) == contents(&out), "the files differ");
+}
+
+#[test]
+fn a_coordinator_starts_workers_and_lists_what_none_could_read() {
+    let scratch = with_weights(12);
+    let bad = scratch.file_of("train", 1);
+    std::fs::write(&bad, b"not a picture").unwrap();
+    let one = run(label(&scratch, "one", &["--batch", "1"]));
+    assert!(one.status.success(), "{}", one.stderr);
+    for made in ["11 of them", "0 of them"] {
+        let flags = ["--batch", "1", "--local", "--workers", "2", "--threads", "1"];
+        let ended = run(coordinator_label(&scratch, "many", &flags));
+        let wanted = format!("11 label maps, {made} made now");
+        let summary = ended.last_line(0);
+        assert!(summary.contains(&wanted) && summary.contains("; 1 images could not"), "{summary}");
+        let listed =
+            |line: &str| line.contains(bad.to_str().unwrap()) && line.contains("neither a JPEG nor a PNG");
+        assert_eq!(ended.stderr.lines().filter(|line| listed(line)).count(), 1, "{}", ended.stderr);
+    }
+    let mut many = contents(&scratch.path("many"));
+    many.retain(|path, _| !path.starts_with(".label"));
+    assert!(contents(&scratch.path("one")) == many, "the files differ");
+
+    // What fails a local worker fails it all, by the worker's own words.
+    let flags = ["--local", "--threads", "1", "--top-k", "2"];
+    let ended = run(coordinator_label(&scratch, "many", &flags));
+    assert!(ended.last_line(1).contains("made with top_k 4, not 2"), "{}", ended.stderr);
+}
+
+#[test]
+fn options_come_from_the_command_line_or_from_a_coordinator() {
+    for (flags, wanted) in [
+        (vec!["--data", "d", "--out", "o"], "--arch <ARCH>"),
+        (vec!["--coordinator", "h", "--data", "d"], "cannot be used with"),
+        (vec!["--coordinator", "h", "--shard", "0/2"], "cannot be used with"),
+        (vec!["--connect-timeout", "5", "--data", "d", "--out", "o", "--arch", "a"], "--coordinator <URL>"),
+    ] {
+        let mut command = Command::new(program("worker"));
+        command.arg("label").args(&flags);
+        let ended = run(command);
+        assert_eq!(ended.status.code(), Some(2), "{flags:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains(wanted), "{flags:?}: {}", ended.stderr);
+    }
 }
 
 #[test]

@@ -103,12 +103,7 @@ impl Session {
     /// If the address is wrong, nobody answers, or the worker is refused (another version, a rank that is
     /// taken or does not exist, no free seat).
     pub fn open(url: &str, hello: Hello, patience: Duration) -> Result<(Self, Welcome), SessionError> {
-        let endpoint = endpoint(url)?
-            .connect_timeout(Duration::from_secs(5))
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(20))
-            .keep_alive_while_idle(true);
+        let endpoint = endpoint(url)?;
         let (orders_in, orders) = std_mpsc::channel();
         let (welcomed, welcome) = std_mpsc::channel();
         let (outbox, outgoing) = mpsc::channel(OUTBOX);
@@ -209,7 +204,7 @@ impl Task {
         hello: Hello,
         outgoing: mpsc::Receiver<v1::WorkerMessage>,
     ) -> Result<(Welcome, Streaming<v1::CoordinatorMessage>), SessionError> {
-        let channel = self.connect().await?;
+        let channel = connect(&self.endpoint, &self.url, self.patience).await?;
         let mut client = SessionClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         // The channel is empty: this cannot wait, and the Hello is the first message.
         let _ = self.outbox.send(hello.into()).await;
@@ -219,24 +214,6 @@ impl Task {
         match relabel_proto::to_worker(first)? {
             Told::Welcome(welcome) => Ok((welcome, inbound)),
             Told::Order(_) => Err(relabel_proto::Invalid::Unexpected("an order before the welcome").into()),
-        }
-    }
-
-    async fn connect(&self) -> Result<Channel, SessionError> {
-        let began = Instant::now();
-        let mut pause = PAUSES.0;
-        loop {
-            let error = match self.endpoint.connect().await {
-                Ok(channel) => return Ok(channel),
-                Err(error) => root_cause(&error),
-            };
-            if began.elapsed() + pause > self.patience {
-                let url = self.url.clone();
-                return Err(SessionError::Unreachable { url, waited: self.patience, reason: error });
-            }
-            tracing::warn!("no coordinator at {} ({error}); trying again in {pause:.1?}", self.url);
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PAUSES.1);
         }
     }
 
@@ -281,8 +258,43 @@ impl Task {
     }
 }
 
+/// Reaches the coordinator, retrying with growing pauses for up to `patience`.
+pub(crate) async fn connect(
+    endpoint: &Endpoint,
+    url: &str,
+    patience: Duration,
+) -> Result<Channel, SessionError> {
+    let began = Instant::now();
+    let mut pause = PAUSES.0;
+    loop {
+        let reason = match endpoint.connect().await {
+            Ok(channel) => return Ok(channel),
+            Err(error) => root_cause(&error),
+        };
+        if began.elapsed() + pause > patience {
+            return Err(SessionError::Unreachable { url: url.to_owned(), waited: patience, reason });
+        }
+        tracing::warn!("no coordinator at {url} ({reason}); trying again in {pause:.1?}");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// Where `url` leads, and how a stream there is kept alive.
+///
+/// # Errors
+/// An address that cannot be.
+pub(crate) fn endpoint(url: &str) -> Result<Endpoint, SessionError> {
+    Ok(address(url)?
+        .connect_timeout(Duration::from_secs(5))
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(20))
+        .keep_alive_while_idle(true))
+}
+
 /// Where `url` leads; one without a scheme is taken for `http://`, one without a port for the default one.
-fn endpoint(url: &str) -> Result<Endpoint, SessionError> {
+fn address(url: &str) -> Result<Endpoint, SessionError> {
     let whole = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
     let wrong = |reason: String| SessionError::Address { url: url.into(), reason };
     let endpoint = Endpoint::from_shared(whole).map_err(|error| wrong(root_cause(&error)))?;
@@ -303,7 +315,7 @@ fn endpoint(url: &str) -> Result<Endpoint, SessionError> {
 /// # Errors
 /// An address that cannot be, or a name that stays unknown for `patience`.
 pub fn resolve(url: &str, patience: Duration) -> Result<SocketAddr, SessionError> {
-    let endpoint = endpoint(url)?;
+    let endpoint = address(url)?;
     let host = endpoint.uri().host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
     let port = endpoint.uri().port_u16().unwrap_or(relabel_proto::DEFAULT_PORT);
     let began = Instant::now();
@@ -329,8 +341,13 @@ fn heartbeat_interval(config: &str) -> Duration {
     Duration::try_from_secs_f64(config.cluster.heartbeat).unwrap_or(Duration::from_secs(1))
 }
 
-fn refusal(status: Status) -> SessionError {
+/// What the status means that a stream could not be opened with.
+pub(crate) fn refusal(status: Status) -> SessionError {
     match status.code() {
+        Code::Unimplemented => SessionError::Refused(
+            "it does something else: `worker` trains with `coordinator`, `worker label` labels with `coordinator label`"
+                .into(),
+        ),
         Code::Unavailable | Code::Unknown | Code::Cancelled => {
             SessionError::Lost(status.message().to_string())
         }

@@ -7,12 +7,14 @@
 //! `coordinator/src/config`.
 
 mod arch;
+mod labelling;
 mod schema;
 #[cfg(test)]
 mod tests;
 mod validate;
 
 pub use arch::{ARCHS, SCRIPT, file_stem};
+pub use labelling::LabelOptions;
 pub use schema::{IGNORED, Kind, Setting, Value, nearest, schema};
 pub use validate::{Invalid, validate};
 

@@ -35,6 +35,8 @@
 //! ```
 //!
 //! A stop or a fault while training has a checkpoint written and ends the run as soon as it is committed.
+//!
+//! [`labelling`] decides likewise who makes which label maps, for `coordinator label`.
 
 mod command;
 mod event;
@@ -45,6 +47,7 @@ mod status;
 
 pub mod checkpoint;
 pub mod history;
+pub mod labelling;
 pub mod membership;
 pub mod shards;
 pub mod validation;

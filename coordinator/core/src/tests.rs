@@ -4,6 +4,8 @@
 mod ending;
 mod sim;
 
+pub(crate) use sim::Rng;
+
 use std::time::Duration;
 
 use crate::*;

@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Exit, LaunchError, LocalOptions, LocalWorkers};
+use super::{Exit, LaunchError, LocalOptions, LocalWorkers, Task};
 
 /// How often one rank is started again before the run is given up.
 const RESTARTS: u32 = 3;
@@ -22,18 +22,23 @@ impl Local {
     /// `address`.
     pub(crate) async fn start(
         program: PathBuf,
+        task: Task,
         n: u32,
         threads: Option<u32>,
         address: SocketAddr,
         run_dir: &Path,
     ) -> Result<Self, LaunchError> {
         let options = LocalOptions {
+            task,
             n,
             worker: program,
             url: format!("http://{address}"),
             run_dir: run_dir.to_path_buf(),
             threads,
-            extra: vec!["--cpu".into()],
+            extra: match task {
+                Task::Train => vec!["--cpu".into()],
+                Task::Label => Vec::new(),
+            },
         };
         Ok(Self { workers: LocalWorkers::start(options).await?, restarts: BTreeMap::new() })
     }

@@ -85,9 +85,19 @@ pub(crate) fn worker_program() -> Result<PathBuf, LaunchError> {
     if path.is_file() { Ok(path) } else { Err(LaunchError::NoWorker { path }) }
 }
 
+/// What local workers do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// Train, each as its rank.
+    Train,
+    /// Make label maps.
+    Label,
+}
+
 /// What local workers are started with.
 #[derive(Debug, Clone)]
 pub(crate) struct LocalOptions {
+    pub(crate) task: Task,
     /// Workers, ranks 0 to `n` - 1.
     pub(crate) n: u32,
     /// As [`worker_program`] finds it.
@@ -111,10 +121,11 @@ impl LocalOptions {
 
     /// The arguments of the worker `rank`.
     fn args(&self, rank: u32) -> Vec<OsString> {
-        let mut args: Vec<OsString> = ["--rank", &rank.to_string(), "--coordinator", &self.url]
-            .into_iter()
-            .map(OsString::from)
-            .collect();
+        let mut args: Vec<OsString> = match self.task {
+            Task::Train => vec!["--rank".into(), rank.to_string().into()],
+            Task::Label => vec!["label".into()],
+        };
+        args.extend(["--coordinator".into(), OsString::from(&self.url)]);
         args.extend(["--threads".into(), self.threads().to_string().into()]);
         args.extend(self.extra.iter().cloned());
         args

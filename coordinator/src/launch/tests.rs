@@ -13,6 +13,7 @@ fn script(body: &str) -> (tempfile::TempDir, LocalOptions) {
     std::fs::write(&worker, format!("#!/bin/sh\n{body}\n")).unwrap();
     std::fs::set_permissions(&worker, Permissions::from_mode(0o755)).unwrap();
     let options = LocalOptions {
+        task: Task::Train,
         n: 2,
         worker,
         url: "http://127.0.0.1:7000".into(),

@@ -1,6 +1,7 @@
 //! What a person sees of a run: bars on a terminal, plain lines elsewhere. Log lines and bars go through
 //! one [`Screen`], so that neither tears the other.
 
+mod label;
 #[cfg(test)]
 mod tests;
 
@@ -9,6 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::fmt::MakeWriter;
+
+pub(crate) use label::LabelProgress;
 
 /// Where lines go, and the bars that stand below them. Cheap to clone; give one to tracing as its writer
 /// (`.with_writer(screen.clone())`) and one to [`Progress`].
@@ -196,14 +199,7 @@ impl Progress {
         let bars = self.screen.bars.clone()?;
         if self.bar.as_ref().is_none_or(|(current, _)| *current != stage) {
             self.finish();
-            let bar = bars.add(ProgressBar::new(length));
-            // The template is fixed: where it could not be read, the default is as good.
-            let style = ProgressStyle::with_template("{prefix} {wide_bar:.cyan/dim} {pos}/{len}  {msg}")
-                .unwrap_or_else(|_| ProgressStyle::default_bar())
-                .progress_chars("━╸─");
-            bar.set_style(style);
-            bar.set_prefix(label.to_owned());
-            self.bar = Some((stage, bar));
+            self.bar = Some((stage, bar(&bars, length, label)));
         }
         let (_, bar) = self.bar.as_ref()?;
         bar.set_length(length);
@@ -216,6 +212,18 @@ impl Progress {
         let steps = step.steps.saturating_sub(step.done) + epochs * step.steps;
         duration(steps as f64 * f64::from(step.batch_size) / step.images_per_second, "s")
     }
+}
+
+/// A new bar below the lines.
+fn bar(bars: &MultiProgress, length: u64, label: &str) -> ProgressBar {
+    let bar = bars.add(ProgressBar::new(length));
+    // The template is fixed: where it could not be read, the default is as good.
+    let style = ProgressStyle::with_template("{prefix} {wide_bar:.cyan/dim} {pos}/{len}  {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("━╸─");
+    bar.set_style(style);
+    bar.set_prefix(label.to_owned());
+    bar
 }
 
 /// Four significant digits, without trailing zeros.

@@ -6,85 +6,87 @@
 //! ```
 //!
 //! A map that stands in the output folder whole is not made again, so a run that was killed is carried on by
-//! the same command. `recipe` keeps maps of different annotators from ending up in one folder.
+//! the same command. `recipe` keeps maps of different annotators from ending up in one folder. `labeller` has the
+//! work; it is given by the command line, or range by range by `coordinator label` (`coordinated`, over a `stream`).
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
+use anyhow::{Result, bail};
+use clap::{ArgMatches, Args, Command, FromArgMatches};
+use relabel_config::LabelOptions;
 
-use crate::data::index::Split;
-use crate::data::whole::{WholeLoader, WholePlan};
-use crate::labels::pack::training_folder;
 use crate::labels::packed::Precision;
-use crate::labels::{LabelMap, map_in_order, map_path, pack};
-use crate::progress::Progress;
+use crate::labels::{map_path, pack};
 
 pub mod annotator;
+mod coordinated;
+mod labeller;
 mod recipe;
 mod shard;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-use annotator::{Annotator, Arch};
-use recipe::Recipe;
+use labeller::Labeller;
 use shard::Shard;
-use writer::Writer;
-
-/// Pixels of the input for each cell of the map, for every network here.
-const STRIDE: u32 = 32;
-/// Side of the input of the published maps in pixels, which gives 15 cells.
-const SIZE: u32 = 475;
-/// Batches that loader threads make ahead.
-const PREFETCH: usize = 3;
 
 /// Arguments of `worker label`.
 #[derive(Debug, Args)]
 pub struct LabelArgs {
-    /// Data set whose training images (DIR/train) get maps, or a folder of class folders
-    #[arg(long, value_name = "DIR")]
-    pub data: PathBuf,
-    /// Folder for the maps, CLASS/IMAGE.pt; go on in it after an interruption with the same command
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Trained weights of the annotator: .pth, .safetensors or a checkpoint
-    #[arg(long, value_name = "FILE")]
-    pub weights: Option<PathBuf>,
-    /// The annotator: an architecture as in model.arch, or script:FILE, a TorchScript module that gives the
-    /// feature map [B, C, h, w] of images (with --head) or the scores [B, classes, h, w] themselves
-    #[arg(long, value_name = "ARCH")]
-    pub arch: Arch,
-    /// Weights with the fully connected layer for the feature map of script:FILE
-    #[arg(long, value_name = "FILE")]
-    pub head: Option<PathBuf>,
-    /// Side in pixels that images are squashed to [default: 475, or 32 for each cell of --map]
-    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(32..=4096))]
-    pub size: Option<u32>,
-    /// Cells along a side of the map [default: as --size gives]
-    #[arg(long, value_name = "CELLS", value_parser = clap::value_parser!(u32).range(1..=128))]
-    pub map: Option<u32>,
-    /// Classes kept a cell; all of them where the annotator has fewer
-    #[arg(long, default_value_t = 5, value_name = "K", value_parser = clap::value_parser!(u16).range(1..=1000))]
-    pub top_k: u16,
-    /// Images in one forward pass
-    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    pub batch: u16,
-    /// Write float16: half the size, logits rounded to 11 bits
-    #[arg(long)]
-    pub half: bool,
+    #[command(flatten)]
+    own: Option<OwnOptions>,
     /// When all maps are there, pack them into this file too, as `worker pack` does
-    #[arg(long, value_name = "FILE", conflicts_with = "shard")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["shard", "coordinator"])]
     pub pack: Option<PathBuf>,
     /// Do one of N parts, I from 0, as with --shard $SLURM_PROCID/$SLURM_NTASKS
-    #[arg(long, default_value = "0/1", value_name = "I/N")]
+    #[arg(long, default_value = "0/1", value_name = "I/N", conflicts_with = "coordinator")]
     pub shard: Shard,
+    /// Take images and all options from the `coordinator label` at this address, until all are done
+    #[arg(long, value_name = "URL")]
+    pub coordinator: Option<String>,
+    /// Seconds to keep trying to reach the coordinator
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "coordinator")]
+    pub connect_timeout: u64,
     /// Threads of libtorch, and threads that load images [default: the machine's cores]
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
+}
+
+/// The options of a labelling where no coordinator gives them: then they are needed, else they may not be given.
+#[derive(Debug)]
+struct OwnOptions(LabelOptions);
+
+impl Args for OwnOptions {
+    fn group_id() -> Option<clap::Id> {
+        LabelOptions::group_id()
+    }
+
+    fn augment_args(command: Command) -> Command {
+        LabelOptions::augment_args(command).mut_args(|arg| {
+            let arg = match arg.is_required_set() {
+                true => arg.required(false).required_unless_present("coordinator"),
+                false => arg,
+            };
+            arg.conflicts_with("coordinator")
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        LabelOptions::augment_args_for_update(command)
+    }
+}
+
+impl FromArgMatches for OwnOptions {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        LabelOptions::from_arg_matches(matches).map(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
+    }
 }
 
 /// Runs the command. Unreadable images are listed at the end, and fail it only where no map came out at all.
@@ -93,133 +95,49 @@ pub fn run(args: &LabelArgs) -> Result<()> {
         .threads
         .map_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get), usize::from);
     crate::torch::set_num_threads(threads);
-    let folder = training_folder(&args.data);
-    let split = Arc::new(Split::open(&folder, None)?);
-    let side = args.size.or_else(|| Some(args.map? * STRIDE)).unwrap_or(SIZE);
-    let annotator = Annotator::open(&args.arch, args.weights.as_deref(), args.head.as_deref(), args.top_k)?;
-    if let Some(classes) = annotator.classes() {
-        compare_classes(classes, &split, args)?;
+    match (&args.coordinator, &args.own) {
+        (Some(url), _) => coordinated::run(url, Duration::from_secs(args.connect_timeout), threads),
+        (None, Some(OwnOptions(options))) => alone(args, options, threads),
+        (None, None) => {
+            bail!("name what is to be labelled, with --data, --out and --arch, or a --coordinator")
+        }
     }
-    std::fs::create_dir_all(&args.out).with_context(|| format!("{} cannot be made", args.out.display()))?;
-    Recipe::new(args, &annotator, side)?.claim(&args.out)?;
+}
 
+fn alone(args: &LabelArgs, options: &LabelOptions, threads: usize) -> Result<()> {
+    let labeller = Labeller::open(options.clone(), threads)?;
+    let split = labeller.split();
     let samples: Vec<u32> = args.shard.of(split.len()).collect();
-    let done = whole_maps(args, &split, &samples, threads);
-    let todo: Vec<u32> = samples.iter().copied().filter(|sample| !done.contains(sample)).collect();
-    if !done.is_empty() {
-        tracing::info!("{} of {} label maps are there already", done.len(), samples.len());
+    let missing = labeller.missing(&samples);
+    let there = samples.len() - missing.len();
+    if there > 0 {
+        tracing::info!("{there} of {} label maps are there already", samples.len());
     }
     let began = Instant::now();
-    let (made, unreadable) = label(args, &annotator, &split, todo, side, threads)?;
-    for line in &unreadable {
+    let made = labeller.make(missing, &AtomicBool::new(false))?;
+    for line in &made.unreadable {
         tracing::warn!("{line}");
     }
-    let out = args.out.display();
-    let total = done.len() + made;
+    let out = options.out.display();
+    let total = there + made.maps;
     if total == 0 && !samples.is_empty() {
-        bail!("{out}: no label map was made, as none of {} images could be read", unreadable.len());
+        bail!("{out}: no label map was made, as none of {} images could be read", made.unreadable.len());
     }
-    let bad = match unreadable.len() {
+    let bad = match made.unreadable.len() {
         0 => String::new(),
         n => format!("; {n} images could not be read and have none"),
     };
-    println!("{out}: {total} label maps, {made} of them made now in {:.0?}{bad}", began.elapsed());
+    println!("{out}: {total} label maps, {} of them made now in {:.0?}{bad}", made.maps, began.elapsed());
     if let Some(file) = &args.pack {
         // What was made before this start goes in as well.
         let all = (0..split.len() as u32).map(|sample| split.key(sample));
-        let mut keys: Vec<String> = all.filter(|key| map_path(&args.out, key).is_file()).collect();
+        let mut keys: Vec<String> = all.filter(|key| map_path(&options.out, key).is_file()).collect();
         keys.sort_unstable();
-        let rounding = pack::write(&args.out, &keys, file, Precision::Half, threads)?;
+        let rounding = pack::write(&options.out, &keys, file, Precision::Half, threads)?;
         println!(
             "{}: {} label maps; float16 moved logits by at most {rounding:.1e}",
             file.display(),
             keys.len()
-        );
-    }
-    Ok(())
-}
-
-/// Says so where the annotator's classes cannot be those of the folders.
-fn compare_classes(classes: u32, split: &Split, args: &LabelArgs) -> Result<()> {
-    let folders = split.classes().len();
-    if classes as usize != folders {
-        tracing::warn!(
-            "the annotator knows {classes} classes, {} has {folders} class folders: train with model.num_classes \
-             {classes}, and see that class ids mean the same",
-            args.data.display()
-        );
-    }
-    ensure!(
-        !args.half || classes <= 2049,
-        "--half cannot hold class ids up to {}: leave it out",
-        classes - 1
-    );
-    Ok(())
-}
-
-/// Those of `samples` whose map stands on the disk whole.
-fn whole_maps(args: &LabelArgs, split: &Split, samples: &[u32], threads: usize) -> BTreeSet<u32> {
-    let progress = Progress::new(samples.len() as u64, "label maps looked for");
-    let whole = map_in_order(samples, threads, |&sample| {
-        let bytes = std::fs::read(map_path(&args.out, &split.key(sample)));
-        progress.advance(1);
-        // Its checksums tell whether it is whole.
-        bytes.is_ok_and(|bytes| LabelMap::parse_stored(bytes, None).is_ok())
-    });
-    progress.finish();
-    samples.iter().zip(whole).filter(|(_, whole)| *whole).map(|(&sample, _)| sample).collect()
-}
-
-/// Labels `todo`. Returns how many maps were made, and a line for each image that could not be read.
-fn label(
-    args: &LabelArgs,
-    annotator: &Annotator,
-    split: &Arc<Split>,
-    todo: Vec<u32>,
-    side: u32,
-    threads: usize,
-) -> Result<(usize, Vec<String>)> {
-    let progress = Progress::new(todo.len() as u64, "images labelled");
-    let classes: BTreeSet<u32> = todo.iter().map(|&sample| split.class(sample)).collect();
-    for class in classes {
-        let folder = args.out.join(&split.classes()[class as usize]);
-        std::fs::create_dir_all(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
-    }
-    let batch = usize::from(args.batch);
-    let plan = WholePlan { split: split.clone(), samples: todo, side, batch, threads, prefetch: PREFETCH };
-    let mut loader = WholeLoader::start(plan)?;
-    let writer = Writer::start(&args.out, args.half)?;
-    let (mut made, mut unreadable) = (0, Vec::new());
-    while let Some(batch) = loader.next().transpose()? {
-        unreadable.extend_from_slice(&batch.skipped);
-        if !batch.samples.is_empty() {
-            let maps = annotator.label(&batch.images, batch.samples.len(), side)?;
-            check_side(args, side, &maps)?;
-            for (&sample, map) in batch.samples.iter().zip(maps) {
-                if !writer.send(split.key(sample), map) {
-                    // It has failed, and says why below.
-                    break;
-                }
-            }
-        }
-        made += batch.samples.len();
-        progress.advance((batch.samples.len() + batch.skipped.len()) as u64);
-        loader.recycle(batch);
-        if writer.has_failed() {
-            break;
-        }
-    }
-    writer.finish()?;
-    progress.finish();
-    Ok((made, unreadable))
-}
-
-fn check_side(args: &LabelArgs, side: u32, maps: &[LabelMap]) -> Result<()> {
-    if let (Some(wanted), Some(map)) = (args.map, maps.first()) {
-        let (height, width) = (map.height, map.width);
-        ensure!(
-            height == wanted as usize && width == wanted as usize,
-            "an input of {side} pixels gives a map of {height} x {width} cells, not --map {wanted}: change --size"
         );
     }
     Ok(())

@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use relabel_config::LabelOptions;
 use serde::{Deserialize, Serialize};
 
-use super::LabelArgs;
 use super::annotator::{Annotator, Arch};
 use crate::checkpoint::temporary::Temporary;
 
@@ -32,9 +32,9 @@ pub(super) struct Recipe {
 impl Recipe {
     /// # Errors
     /// A file of the annotator that can no longer be read.
-    pub(super) fn new(args: &LabelArgs, annotator: &Annotator, size: u32) -> Result<Self> {
-        let (arch, weights) = match &args.arch {
-            Arch::Network(name) => (Some(name.clone()), args.weights.as_deref()),
+    pub(super) fn new(arch: &Arch, options: &LabelOptions, annotator: &Annotator, size: u32) -> Result<Self> {
+        let (arch, weights) = match arch {
+            Arch::Network(name) => (Some(name.clone()), options.weights.as_deref()),
             Arch::Script(file) => (None, Some(file.as_path())),
         };
         let sum = |file: &Path| -> Result<String> {
@@ -47,11 +47,20 @@ impl Recipe {
             version: VERSION,
             arch,
             weights: weights.map(sum).transpose()?.unwrap_or_default(),
-            head: args.head.as_deref().map(sum).transpose()?,
+            head: options.head.as_deref().map(sum).transpose()?,
             size,
             top_k: annotator.top_k(),
-            dtype: if args.half { "float16" } else { "float32" }.to_owned(),
+            dtype: if options.half { "float16" } else { "float32" }.to_owned(),
         })
+    }
+
+    /// A hash over all of it, in hexadecimal: equal exactly if the maps will be of one sort.
+    ///
+    /// # Errors
+    /// None that can be expected: it is plain text and numbers.
+    pub(super) fn hash(&self) -> Result<String> {
+        let text = serde_json::to_string(self).context("the options cannot be written")?;
+        Ok(blake3::hash(text.as_bytes()).to_hex().to_string())
     }
 
     /// Makes `out` the folder of this recipe's maps.

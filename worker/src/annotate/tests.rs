@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::annotator::Arch;
 use super::*;
 use crate::model::{BatchNormOptions, build};
 

@@ -1,0 +1,187 @@
+//! The stream to `coordinator label`. A thread of its own keeps it alive whatever the labelling thread is doing.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc as std_mpsc;
+use std::time::{Duration, Instant};
+
+use relabel_config::LabelOptions;
+use relabel_core::labelling::FromLabeller;
+use relabel_proto::v1::labelling_client::LabellingClient;
+use relabel_proto::{Invalid, LabelHello, MAX_MESSAGE, ToLabeller, VERSION, v1};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+use tonic::{Code, Streaming};
+
+use crate::session::{SessionError, connect, endpoint, refusal};
+
+/// Reports that may wait for the network.
+const OUTBOX: usize = 16;
+/// How long a worker that cannot go on waits for the coordinator to take note of why.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+type Inbound = Streaming<v1::LabelCoordinatorMessage>;
+
+/// What the coordinator wants.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Label these images.
+    Range(Range<u32>),
+    /// It is over: all done or stopped, or failed for this reason.
+    Over(Option<String>),
+}
+
+/// One end of the stream, for the labelling thread.
+pub(super) struct Stream {
+    orders: std_mpsc::Receiver<Result<Order, SessionError>>,
+    reports: mpsc::Sender<v1::LabelWorkerMessage>,
+    over: Arc<AtomicBool>,
+}
+
+impl Stream {
+    /// Reaches the coordinator at `url`, retrying for up to `patience`, and returns what it wants labelled.
+    ///
+    /// # Errors
+    /// An address that cannot be, nobody who answers, and a refusal.
+    pub(super) fn open(url: &str, patience: Duration) -> Result<(Self, LabelOptions), SessionError> {
+        let (orders_in, orders) = std_mpsc::channel();
+        let (welcomed, welcome) = std_mpsc::channel();
+        let (reports, outgoing) = mpsc::channel(OUTBOX);
+        let over = Arc::new(AtomicBool::new(false));
+        let task = Task {
+            url: url.to_owned(),
+            endpoint: endpoint(url)?,
+            patience,
+            reports: reports.clone(),
+            orders: orders_in,
+            over: over.clone(),
+        };
+        std::thread::Builder::new()
+            .name("stream".into())
+            .spawn(move || task.run(outgoing, &welcomed))
+            .map_err(SessionError::Thread)?;
+        let options = welcome.recv().map_err(|_| SessionError::Lost("its thread died".into()))??;
+        Ok((Self { orders, reports, over }, options))
+    }
+
+    /// Queues a report. If the stream is broken it is dropped: the next order says so.
+    pub(super) fn say(&self, message: FromLabeller) {
+        let _ = self.reports.blocking_send(message.into());
+    }
+
+    /// Waits for the next order.
+    ///
+    /// # Errors
+    /// The stream has ended.
+    pub(super) fn next_order(&self) -> Result<Order, SessionError> {
+        self.orders.recv().map_err(|_| SessionError::Lost("its stream ended".into()))?
+    }
+
+    /// Set once there is no use in going on with a range.
+    pub(super) fn over(&self) -> &AtomicBool {
+        &self.over
+    }
+
+    /// Says why this worker cannot go on, and waits until the coordinator has taken note.
+    pub(super) fn last_words(&self, reason: String) {
+        self.say(FromLabeller::Fault(reason));
+        let until = Instant::now() + LAST_WORDS;
+        while let Some(left) = until.checked_duration_since(Instant::now()) {
+            match self.orders.recv_timeout(left) {
+                Ok(Ok(Order::Range(_))) => {}
+                Ok(Ok(Order::Over(_)) | Err(_)) | Err(_) => return,
+            }
+        }
+    }
+}
+
+/// What runs on the stream's thread.
+struct Task {
+    url: String,
+    endpoint: Endpoint,
+    patience: Duration,
+    reports: mpsc::Sender<v1::LabelWorkerMessage>,
+    orders: std_mpsc::Sender<Result<Order, SessionError>>,
+    over: Arc<AtomicBool>,
+}
+
+impl Task {
+    fn run(
+        self,
+        outgoing: mpsc::Receiver<v1::LabelWorkerMessage>,
+        welcomed: &std_mpsc::Sender<Result<LabelOptions, SessionError>>,
+    ) {
+        // Whoever waits for an answer on the other side may have ended already.
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(welcomed.send(Err(SessionError::Thread(error)))),
+        };
+        runtime.block_on(async {
+            let (heartbeat, options, inbound) = match self.join(outgoing).await {
+                Ok(joined) => joined,
+                Err(error) => return drop(welcomed.send(Err(error))),
+            };
+            let _ = welcomed.send(Ok(options));
+            let error = self.relay(inbound, heartbeat).await;
+            self.over.store(true, Ordering::Relaxed);
+            let _ = self.orders.send(Err(error));
+        });
+    }
+
+    async fn join(
+        &self,
+        outgoing: mpsc::Receiver<v1::LabelWorkerMessage>,
+    ) -> Result<(Duration, LabelOptions, Inbound), SessionError> {
+        let channel = connect(&self.endpoint, &self.url, self.patience).await?;
+        let mut client = LabellingClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let host =
+            hostname::get().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned());
+        let hello = LabelHello { version: VERSION.into(), host, pid: std::process::id() };
+        // The channel is empty: this cannot wait, and the hello is the first message.
+        let _ = self.reports.send(hello.into()).await;
+        let mut inbound = client.label(ReceiverStream::new(outgoing)).await.map_err(refusal)?.into_inner();
+        let first = inbound.message().await.map_err(refusal)?;
+        let first = first.ok_or_else(|| SessionError::Lost("it ended the stream at once".into()))?;
+        match relabel_proto::to_labeller(first)? {
+            ToLabeller::Welcome { heartbeat, options } => Ok((heartbeat, options, inbound)),
+            _ => Err(Invalid::Unexpected("an order before the welcome").into()),
+        }
+    }
+
+    /// Passes orders on and sends signs of life until the stream ends; says why it did.
+    async fn relay(&self, mut inbound: Inbound, heartbeat: Duration) -> SessionError {
+        let mut beat = tokio::time::interval(heartbeat);
+        loop {
+            let message = tokio::select! {
+                message = inbound.message() => message,
+                _ = beat.tick() => {
+                    // A full outbox holds reports, which are as good.
+                    let _ = self.reports.try_send(FromLabeller::Alive.into());
+                    continue;
+                }
+            };
+            let order = match message {
+                Ok(Some(message)) => relabel_proto::to_labeller(message),
+                Ok(None) => return SessionError::Lost("it closed the stream".into()),
+                Err(status) if status.code() == Code::Aborted => {
+                    return SessionError::Refused(status.message().to_owned());
+                }
+                Err(status) => return SessionError::Lost(status.message().to_owned()),
+            };
+            let order = match order {
+                Ok(ToLabeller::Range(range)) => Order::Range(range),
+                Ok(ToLabeller::Over(reason)) => {
+                    self.over.store(true, Ordering::Relaxed);
+                    Order::Over(reason)
+                }
+                Ok(ToLabeller::Welcome { .. }) => return Invalid::Unexpected("a second welcome").into(),
+                Err(invalid) => return invalid.into(),
+            };
+            if self.orders.send(Ok(order)).is_err() {
+                return SessionError::Lost("the worker has ended".into());
+            }
+        }
+    }
+}
