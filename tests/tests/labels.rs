@@ -291,7 +291,6 @@ fn options_come_from_the_command_line_or_from_a_coordinator() {
         (vec!["--data", "d", "--out", "o"], "--arch <ARCH>"),
         (vec!["--coordinator", "h", "--data", "d"], "cannot be used with"),
         (vec!["--coordinator", "h", "--shard", "0/2"], "cannot be used with"),
-        (vec!["--connect-timeout", "5", "--data", "d", "--out", "o", "--arch", "a"], "--coordinator <URL>"),
     ] {
         let mut command = Command::new(program("worker"));
         command.arg("label").args(&flags);

@@ -48,7 +48,7 @@ pub struct LabelArgs {
     #[arg(long, value_name = "URL")]
     pub coordinator: Option<String>,
     /// Seconds to keep trying to reach the coordinator
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "coordinator")]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub connect_timeout: u64,
     /// Threads of libtorch, and threads that load images [default: the machine's cores]
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..))]
