@@ -58,10 +58,19 @@ fn write_all(root: &Path, dtype: Dtype, maps: &Receiver<(String, LabelMap)>) -> 
         // the next start writes over, so that a kill leaves nothing behind.
         let temporary = temporary(&path);
         std::fs::write(&temporary, bytes)
-            .and_then(|()| std::fs::rename(&temporary, &path))
+            .and_then(|()| rename(&temporary, &path))
             .with_context(|| format!("{} cannot be written", shown()))?;
     }
     Ok(())
+}
+
+/// Gives a finished map its name. Where a worker that was given up for silence wakes up again, two may make the same
+/// map at once, and the other one's rename has taken the file along: then the map is there.
+fn rename(temporary: &Path, path: &Path) -> std::io::Result<()> {
+    match std::fs::rename(temporary, path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && path.is_file() => Ok(()),
+        renamed => renamed,
+    }
 }
 
 fn temporary(path: &Path) -> PathBuf {
