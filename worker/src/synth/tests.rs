@@ -166,7 +166,7 @@ fn bad_arguments_name_the_flag() {
         (SynthArgs { classes: 1, ..good.clone() }, "--classes 1"),
         (SynthArgs { train: 5, ..good.clone() }, "--train 5"),
         (SynthArgs { val: 0, ..good.clone() }, "--val 0"),
-        (SynthArgs { objects_max: 1, ..good.clone() }, "--objects-max 1"),
+        (SynthArgs { objects_max: 0, ..good.clone() }, "--objects-max 0"),
         (SynthArgs { threads: Some(0), ..good.clone() }, "--threads 0"),
     ] {
         let message = run(&bad).unwrap_err().to_string();
