@@ -9,8 +9,10 @@ step whose settings are the same, and goes on with runs that were interrupted; -
 """
 
 import argparse
+import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,10 +63,10 @@ SEEDS = [1, 2, 3]
 SIZES = {
     "full": {
         "single": {"train": 3000, "val": 300},
-        "annotator": {"image_size": 64, "rrc_minimum": 0.25, "epochs": 8, "batch_size": 64, "lr": 0.05},
-        "label_size": 128,
-        "several": {"train": 2000, "val": 200},
-        "student": {"image_size": 32, "rrc_minimum": 0.08, "epochs": 9, "batch_size": 64, "lr": 0.05},
+        "annotator": {"image_size": 72, "rrc_minimum": 0.35, "epochs": 8, "batch_size": 32, "lr": 0.04},
+        "label_size": 104,
+        "several": {"train": 1200, "val": 200},
+        "student": {"image_size": 32, "rrc_minimum": 0.08, "epochs": 8, "batch_size": 32, "lr": 0.04},
         "test": 1000,
     },
     # For working on the experiment itself: everything happens, and nothing is learned.
@@ -87,6 +89,13 @@ class Experiment:
         self.jobs = args.jobs
         self.threads = max(1, (os.cpu_count() or 1) // args.jobs)
         self.clock = Clock(self.costs(len(METHODS) * len(SEEDS)))
+        self.programs = set()
+
+    def stop(self, *_):
+        """Ends on a signal, and with it what was started: runs save a checkpoint first."""
+        for program in list(self.programs):
+            program.terminate()
+        raise KeyboardInterrupt
 
     def costs(self, students):
         """Work by kind in images times pixels of a forward and backward pass, for the estimate of what is left."""
@@ -174,7 +183,7 @@ class Experiment:
             weights, last = self.train(step, part, single, options, workers=self.jobs)
             shutil.copyfile(weights, step.dir / "weights.safetensors")
             # On pictures of several objects at the size that it labels at: does it name one that is there?
-            scores = self.evaluate(step, step.dir / "weights.safetensors", test, self.sizes["label_size"], self.jobs)
+            scores = self.evaluate(step, step.dir / "weights.safetensors", test, self.sizes["label_size"], self.threads * self.jobs)
             return {"epochs": report.epochs(step.dir / "run"), "single_top1": last["top1"], "test": scores}
 
         with self.clock.watch("annotator", lambda: [(step.dir / "run", part["epochs"])]):
@@ -270,11 +279,34 @@ class Experiment:
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as errors:
             print("+", *command, file=errors, flush=True)
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-            errors.write(done.stdout)
-        if done.returncode != 0:
-            raise Failed(f"{Path(command[0]).name} ended with {done.returncode}; {log} says why")
-        return done.stdout
+            program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+            self.programs.add(program)
+            printed, _ = program.communicate()
+            self.programs.discard(program)
+            errors.write(printed)
+        if program.returncode != 0:
+            raise Failed(f"{Path(command[0]).name} ended with {program.returncode}; {log} says why")
+        return printed
+
+
+def claim(folder, fresh):
+    """Takes the folder for this process, for as long as what is returned lives, and empties it where asked to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mine = folder / "experiment.lock"
+    if not mine.exists() and any(folder.iterdir()):
+        raise Failed(f"{folder} holds something else than an experiment; name another --dir")
+    lock = open(mine, "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Failed(f"another start works in {folder}") from None
+    if fresh:
+        for part in folder.iterdir():
+            if part.is_dir():
+                shutil.rmtree(part)
+            elif part != mine:
+                part.unlink()
+    return lock
 
 
 def main():
@@ -290,12 +322,12 @@ def main():
     for program in [args.worker, args.coordinator]:
         if not program.is_file():
             parser.error(f"{program} is not there; run `make build`")
-    if args.fresh and args.dir.exists():
-        if not (args.dir / "single" / "step.json").is_file() and any(args.dir.iterdir()):
-            parser.error(f"--fresh: {args.dir} holds no experiment; remove it yourself")
-        shutil.rmtree(args.dir)
     try:
-        Experiment(args).run()
+        with claim(args.dir, args.fresh):
+            experiment = Experiment(args)
+            for number in [signal.SIGINT, signal.SIGTERM]:
+                signal.signal(number, experiment.stop)
+            experiment.run()
     except Failed as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
