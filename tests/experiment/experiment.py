@@ -148,8 +148,9 @@ class Experiment:
         self.clock.say(step.do(make), f"pictures: {name}")
         return step
 
-    def train(self, step, part, data, options, workers):
-        """One run of the coordinator. Returns the path of its last weights and its last epoch's validation."""
+    def train(self, step, part, data, options, workers, clock):
+        """One run of the coordinator. Returns the path of its last weights and its last epoch's validation. `clock`
+        is the kind of work that it is, and its share of that."""
         run = step.dir / "run"
         options = SCHEDULE | options | {
             "model.arch": "resnet18",
@@ -165,6 +166,8 @@ class Experiment:
         start += [text for key, value in options.items() for text in (f"--{key}", value)]
         if any((run / "checkpoints").glob("*.safetensors")):
             start.append("--resume")
+            kind, share = clock
+            self.clock.skip(kind, share * len(report.epochs(run)) / part["epochs"])
         else:
             shutil.rmtree(run, ignore_errors=True)
         self.call(step.dir / "log", start)
@@ -180,7 +183,7 @@ class Experiment:
 
         def make():
             options = {"compute.seed": 1}
-            weights, last = self.train(step, part, single, options, workers=self.jobs)
+            weights, last = self.train(step, part, single, options, self.jobs, ("annotator", 1.0))
             shutil.copyfile(weights, step.dir / "weights.safetensors")
             # On pictures of several objects at the size that it labels at: does it name one that is there?
             scores = self.evaluate(step, step.dir / "weights.safetensors", test, self.sizes["label_size"], self.threads * self.jobs)
@@ -243,7 +246,7 @@ class Experiment:
 
             def make():
                 active[name, seed] = (step.dir / "run", part["epochs"])
-                weights, last = self.train(step, part, several, options, workers=1)
+                weights, last = self.train(step, part, several, options, 1, ("students", share))
                 scores = self.evaluate(step, weights, test, part["image_size"], self.threads)
                 return {"method": name, "seed": seed, "train_loss": last["train_loss"], **scores}
 

@@ -91,6 +91,12 @@ class Clock:
             else:
                 self.now += share * self.costs[kind]
 
+    def skip(self, kind, share):
+        """A part of work that is about to go on was done by an earlier start."""
+        with self.lock:
+            self.before += share * self.costs[kind]
+            self.now -= share * self.costs[kind]
+
     def left(self, running=0.0):
         """Text on the time left."""
         with self.lock:
