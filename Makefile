@@ -4,6 +4,8 @@
 CARGO ?= cargo
 # Passed to every cargo command; CI says --locked.
 CARGOFLAGS ?=
+# Set, it has parity compare one network of each family.
+PARITY_QUICK ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build test lint parity demo experiment clean
@@ -26,7 +28,7 @@ lint: setup ## Check formatting, clippy and the documentation
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --workspace --no-deps $(CARGOFLAGS)
 
 parity: setup ## Compare with PyTorch, torchvision, timm and adamp, installed into .parity/ (or PARITY_PYTHON=...)
-	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" tests/parity/run.sh
+	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" PARITY_QUICK="$(PARITY_QUICK)" tests/parity/run.sh
 
 demo: build ## Make a small data set and train on it with two local workers
 	target/release/worker synth demo/data

@@ -3,7 +3,8 @@
 # Ends with a line a script, and with 1 if one of them failed.
 #
 # The packages come from PyPI into .parity/, once: 3 GB, for torch brings CUDA along. PARITY_PYTHON=/path/to/python
-# takes another Python that has them instead. PARITY_ONLY="labels models" runs only these.
+# takes another Python that has them instead. PARITY_ONLY="labels models" runs only these, PARITY_QUICK=1 compares
+# one network of each family in place of all.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -52,7 +53,14 @@ for script in tests/parity/*.py; do
     printf '\n== %s\n' "$name"
     started=$SECONDS
     result=ok
-    "$python" "$script" --worker target/release/worker --program target/release/examples/parity 2>&1 |
+    archs=()
+    if [ -n "${PARITY_QUICK:-}" ]; then
+        case $name in
+        models) archs=(--archs resnet18 resnext50_32x4d efficientnet_b0 rexnet_100 script) ;;
+        weights) archs=(--archs resnet18) ;;
+        esac
+    fi
+    "$python" "$script" ${archs[@]+"${archs[@]}"} --worker target/release/worker --program target/release/examples/parity 2>&1 |
         tee "$logs/$name" || { result=FAILED failed=1; }
     summary+=("$(printf '%-12s %-7s %4d s  %s' "$name" "$result" $((SECONDS - started)) "$(tail -n 1 "$logs/$name")")")
 done

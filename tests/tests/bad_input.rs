@@ -33,7 +33,7 @@ fn data_that_cannot_be_used() {
     assert_says(&line, &["/no/such/folder/train does not exist", "data.data_path"]);
 
     let line = failure(&scratch, "r2", &["--data.relabel.path", "/no/maps"]);
-    assert_says(&line, &["/no/maps is not a folder", "relabel.path"]);
+    assert_says(&line, &["/no/maps does not exist", "relabel.path"]);
 
     let line = failure(&scratch, "r3", &["--model.num_classes", "3"]);
     assert_says(&line, &["model.num_classes is 3", "4 class folders"]);

@@ -7,7 +7,7 @@
 //! - [`weights`]: state_dicts from and to files of torch and safetensors. [`pt`]: the files of torch.save.
 //! - [`collective`]: sums between ranks. Knows nothing of libtorch.
 //! - [`torch`]: what tch does not expose; the one place with C++.
-//! - [`annotate`]: makes label maps with a trained classifier.
+//! - [`annotate`]: makes label maps with a trained classifier. [`predict`]: says what pictures show.
 //! - [`synth`]: a small data set to try it all on.
 
 pub mod annotate;

@@ -101,10 +101,33 @@ pub(crate) fn help() -> String {
         }
         // Writing to a String cannot fail.
         let _ = writeln!(text, "  --{} [default: {}]", setting.key, (setting.get)(&defaults));
-        let _ = match setting.kind {
-            Kind::Text => writeln!(text, "      {}", setting.help),
-            kind => writeln!(text, "      {}: {kind}", setting.help),
-        };
+        wrap(
+            &mut text,
+            &match setting.kind {
+                Kind::Text => setting.help.to_owned(),
+                kind => format!("{}: {kind}", setting.help),
+            },
+        );
     }
     text
+}
+
+/// Adds `words` in indented lines of a readable length.
+fn wrap(text: &mut String, words: &str) {
+    const INDENT: &str = "      ";
+    let mut length = usize::MAX;
+    for word in words.split(' ') {
+        if length.saturating_add(1 + word.len()) > 110 {
+            if length != usize::MAX {
+                text.push('\n');
+            }
+            text.push_str(INDENT);
+            length = INDENT.len() + word.len();
+        } else {
+            text.push(' ');
+            length += 1 + word.len();
+        }
+        text.push_str(word);
+    }
+    text.push('\n');
 }

@@ -392,6 +392,7 @@ fn help_lists_every_key_with_its_default() {
         "  --optim.lr.init [default: 0.5]\n      Learning rate after the warmup: a number of at least 0\n"
     ));
     assert!(text.contains("  --optim.bn.eps [default: 1e-5]"));
+    assert!(text.contains(" rexnet_300") && text.contains(" script:FILE\n"));
     assert!(text.lines().all(|line| line.len() <= 140), "{text}");
 }
 

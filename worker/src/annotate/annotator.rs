@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use tch::{CModule, Device, Kind, Tensor};
 
 use crate::labels::LabelMap;
-use crate::model::{BatchNormOptions, Model, build, image_batch};
+use crate::model::{Model, build, image_batch};
 use crate::torch::{TorchError, as_f32};
 use crate::weights;
 
@@ -152,7 +152,7 @@ fn network(name: &str, file: &Path) -> Result<Model> {
     let classes = weights.classes().with_context(|| {
         format!("{}: it has no classifier of a name that is known, so it labels nothing", file.display())
     })?;
-    let mut model = build(name, classes, BatchNormOptions::default(), Device::Cpu, 0)?;
+    let mut model = build(name, classes, weights.batch_norm(name), Device::Cpu, 0)?;
     weights::load(&mut model, &weights, weights::Head::Strict)?;
     model.to_channels_last()?;
     Ok(model)

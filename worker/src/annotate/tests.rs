@@ -31,7 +31,7 @@ fn an_annotator_is_a_network_or_a_script() {
 fn the_mean_over_the_cells_is_what_the_classifier_says() {
     for arch in ["resnet18", "resnet50"] {
         let model = build(arch, 7, BatchNormOptions::default(), Device::Cpu, 3).unwrap();
-        let x = Tensor::randn([2, 3, 64, 96], (Kind::Float, Device::Cpu));
+        let x = crate::model::seeded(4, || Tensor::randn([2, 3, 64, 96], (Kind::Float, Device::Cpu)));
         tch::no_grad(|| {
             let (weight, bias) = model.head().unwrap();
             let features = model.features(&x).unwrap();

@@ -47,9 +47,10 @@ pub struct NetworkArgs {
     /// Resize to the last bit of Pillow's arithmetic, as data.resize exact
     #[arg(long)]
     pub exact_resize: bool,
-    /// Epsilon of BatchNorm, as optim.bn.eps
-    #[arg(long, value_name = "EPS", default_value_t = 1e-5)]
-    pub bn_eps: f64,
+    /// Epsilon of BatchNorm, as optim.bn.eps [default: as a checkpoint says, else that of the architecture's
+    /// published weights]
+    #[arg(long, value_name = "EPS")]
+    pub bn_eps: Option<f64>,
     /// Images in one forward pass
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch_size: u32,
@@ -95,8 +96,12 @@ impl NetworkArgs {
             return Err(NetworkError::NoArch { origin });
         };
         let Some(outputs) = weights.classes() else { return Err(NetworkError::NoClassifier { origin }) };
-        let batch_norm = BatchNormOptions { eps: self.bn_eps, ..BatchNormOptions::default() };
+        let usual = weights.batch_norm(arch);
+        let batch_norm = BatchNormOptions { eps: self.bn_eps.unwrap_or(usual.eps), ..usual };
         let mut model = model::build(arch, outputs, batch_norm, tch::Device::Cpu, 0)?;
+        if arch.starts_with(relabel_config::SCRIPT) {
+            model.check_output(i64::from(self.image_size))?;
+        }
         weights::load(&mut model, &weights, Head::Strict)?;
         model.to_channels_last()?;
         let classes = self.classes.as_deref().map(Classes::read).transpose()?;

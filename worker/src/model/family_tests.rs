@@ -10,17 +10,17 @@ use crate::train::loss::soft_cross_entropy;
 
 const ONE_OF_EACH: [&str; 3] = ["resnext50_32x4d", "efficientnet_b0", "rexnet_100"];
 
-/// With frozen BatchNorm, which neither hides what masks do nor magnifies rounding.
+/// With BatchNorm frozen at the statistics of a batch: it neither hides what masks do nor magnifies rounding,
+/// and features do not vanish.
 fn model(arch: &str) -> Model {
-    let frozen = BatchNormOptions { frozen: true, ..BatchNormOptions::default() };
-    build(arch, 10, frozen, Device::Cpu, 7).unwrap()
-}
-
-/// What `draw` gives with libtorch's generator at `seed`, which no other test draws from meanwhile.
-pub(super) fn seeded<T>(seed: i64, draw: impl FnOnce() -> T) -> T {
-    let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
-    tch::manual_seed(seed);
-    draw()
+    let newest = BatchNormOptions { momentum: 1.0, ..BatchNormOptions::default() };
+    let [warm, mut model] = [newest, BatchNormOptions { frozen: true, ..newest }]
+        .map(|options| build(arch, 10, options, Device::Cpu, 7).unwrap());
+    let _ = seeded(2, || {
+        tch::no_grad(|| warm.forward(&Tensor::randn([8, 3, 64, 64], (Kind::Float, Device::Cpu)), true))
+    });
+    model.load_state_dict(&warm.state_dict()).unwrap();
+    model
 }
 
 fn noise(batch: i64) -> Tensor {
@@ -48,6 +48,8 @@ fn channels_last_computes_the_same_in_every_family() {
     for (arch, name) in ONE_OF_EACH.into_iter().zip(names) {
         let mut model = model(arch);
         let run = |model: &Model, x: &Tensor| {
+            // Fresh gradients: a depthwise weight has both memory formats at once and keeps its old one.
+            let _flat = FlatGradients::new(model, 0).unwrap();
             let logits = seeded(1, || model.forward(x, true));
             soft_cross_entropy(&logits, &target).backward();
             (logits.detach(), gradient(model, name))
@@ -56,8 +58,13 @@ fn channels_last_computes_the_same_in_every_family() {
         let before = run(&model, &x);
         model.to_channels_last().unwrap();
         let after = run(&model, &crate::torch::to_channels_last(&x).unwrap());
-        assert!(far(&after.0, &before.0) < 1e-4, "{arch}");
-        assert!(far(&after.1, &before.1) < 1e-4, "{arch}");
+        // A rounded value on the other side of a ReLU moves single gradients: their norm is compared.
+        let norm = |gradient: &Tensor| gradient.norm().double_value(&[]);
+        let (logits, gradients) = (far(&after.0, &before.0), norm(&(after.1 - &before.1)) / norm(&before.1));
+        assert!(
+            logits < 1e-4 && gradients < 1e-2,
+            "{arch}: logits {logits:.1e}, gradients {gradients:.1e} apart"
+        );
         assert!(before.1.abs().max().double_value(&[]) > 0.0, "{arch}");
     }
 }

@@ -87,6 +87,14 @@ pub struct Model {
 
 static DRAWING: Mutex<()> = Mutex::new(());
 
+/// What `draw` gives with libtorch's generator at `seed`. The generator is one for the whole process: nobody
+/// else draws from it meanwhile who asks for it here. Not to be nested.
+pub fn seeded<T>(seed: i64, draw: impl FnOnce() -> T) -> T {
+    let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed);
+    draw()
+}
+
 /// The network of that name. Draws its initial weights from libtorch's global generator.
 fn named(arch: &str, classes: i64, options: BatchNormOptions) -> Option<Box<dyn Layer>> {
     fn boxed<L: Layer + 'static>(layer: L) -> Box<dyn Layer> {
@@ -121,10 +129,8 @@ pub fn build(
         Some(_) if batch_norm.frozen => return Err(ModelError::CannotFreeze(arch.to_owned())),
         Some(file) => Box::new(script::Script::load(file, device)?),
         None => {
-            // libtorch's generator is one for the whole process: two builds at a time would share its numbers.
-            let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
-            tch::manual_seed(seed);
-            tch::no_grad(|| named(arch, classes, batch_norm)).ok_or_else(|| unknown(arch))?
+            let drawn = seeded(seed, || tch::no_grad(|| named(arch, classes, batch_norm)));
+            drawn.ok_or_else(|| unknown(arch))?
         }
     };
     let (mut tensors, mut parameters, mut buffers) = (Vec::new(), Vec::new(), Vec::new());

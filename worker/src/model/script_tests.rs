@@ -5,7 +5,6 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use super::family_tests::seeded;
 use super::*;
 use crate::checkpoint::{Progress, State};
 use crate::optim::Optimizer;

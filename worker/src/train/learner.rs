@@ -20,7 +20,7 @@ use super::loss::soft_cross_entropy;
 use crate::checkpoint::{CheckpointError, Progress, State};
 use crate::collective::{Collective, CollectiveError, buckets};
 use crate::data::loader::Batch;
-use crate::model::{FlatGradients, Model, ModelError};
+use crate::model::{FlatGradients, Model, ModelError, seeded};
 use crate::optim::{Ema, Optimizer, schedule};
 use crate::torch::{self, TorchError};
 use crate::weights::{self, Head, Loaded, Weights, WeightsError};
@@ -176,10 +176,10 @@ impl Learner {
         ring: &mut dyn Collective,
     ) -> Result<Stepped, StepError> {
         let own = batch.sample_ids.len();
-        tch::manual_seed(masks_seed(self.config.compute.seed, position, ring.rank()));
+        let masks = masks_seed(self.config.compute.seed, position, ring.rank());
         let loss_sum = match own {
             0 => 0.0,
-            _ => self.backward(batch, planned)?,
+            _ => seeded(masks, || self.backward(batch, planned))?,
         };
         self.gradients.store_buffers(own as f64 / planned as f64);
         let scalars = self.gradients.scalars_mut()?;

@@ -374,6 +374,7 @@ impl<'a> Trainer<'a> {
             let optim = &self.setup.config.optim;
             let lr = schedule::lr(optim, position.epoch, position.step, end);
             metadata.extend(SgdNotes::of(optim, lr).map(SgdNotes::to_metadata).unwrap_or_default());
+            metadata.insert(weights::BN_EPS.to_string(), self.learner.model.batch_norm().eps.to_string());
             let state = self.learner.snapshot(progress, metadata)?;
             self.saver.save(Save { duty: duty.id, state, position, best: duty.best });
         }

@@ -24,7 +24,7 @@ pub use reference::SgdNotes;
 pub use write::{Form, write};
 
 use crate::checkpoint::CheckpointError;
-use crate::model::{Model, ModelError, StateDict, load_tensors, rexnet};
+use crate::model::{self, BatchNormOptions, Model, ModelError, StateDict, load_tensors, rexnet};
 use crate::pt::PtError;
 use crate::pt::pickle::Dtype;
 
@@ -61,6 +61,19 @@ pub struct Weights {
     pub momentum: StateDict,
     /// What else our checkpoints note, by key.
     pub notes: BTreeMap<String, String>,
+}
+
+/// Key of [`Weights::notes`] under which a checkpoint says `optim.bn.eps`.
+pub const BN_EPS: &str = "bn_eps";
+
+impl Weights {
+    /// The BatchNorm that these weights of `arch` were trained with: as a checkpoint notes it, else as the
+    /// architecture's published weights were.
+    pub fn batch_norm(&self, arch: &str) -> BatchNormOptions {
+        let usual = model::published_batch_norm(arch);
+        let noted = self.notes.get(BN_EPS).and_then(|text| text.parse().ok());
+        BatchNormOptions { eps: noted.unwrap_or(usual.eps), ..usual }
+    }
 }
 
 /// The sort of file.

@@ -322,3 +322,12 @@ fn timms_rexnet_fills_the_authors() {
     load(&mut model, &of(timms.collect()), Head::Strict).unwrap();
     assert!(same(&model.state_dict(), &given));
 }
+
+#[test]
+fn the_epsilon_of_batch_norm_is_the_checkpoints_or_the_published_one() {
+    let mut weights = of(vec![]);
+    assert_eq!(weights.batch_norm("resnet50").eps, 1e-5);
+    assert_eq!(weights.batch_norm("efficientnet_b7").eps, 1e-3);
+    weights.notes.insert(BN_EPS.to_owned(), 2e-4.to_string());
+    assert_eq!(weights.batch_norm("efficientnet_b7").eps, 2e-4);
+}

@@ -1,7 +1,10 @@
 //! The classes' number, and their names where a file has them.
 
-use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::eval::classes;
 
 /// Most classes that are taken.
 const MAX: u32 = 1 << 24;
@@ -9,26 +12,19 @@ const MAX: u32 = 1 << 24;
 /// How many classes there are and what they are called.
 pub(super) struct Classes {
     len: u32,
-    /// By class id; empty where only the number is known.
-    names: Vec<String>,
+    /// None where only the number is known.
+    names: Option<classes::Classes>,
 }
 
 impl Classes {
-    /// `text` is a number, or a file: JSON `{"0": ["n01440764", "tench"], ...}` or `["tench", ...]`, or plain
-    /// text of a name a line.
+    /// `text` is a number, or a file or folder as [`classes::Classes::read`] takes it.
     pub(super) fn parse(text: &str) -> Result<Self> {
         if let Ok(len) = text.parse::<u32>() {
             ensure!((1..=MAX).contains(&len), "--classes {len}; wanted 1 to {MAX}");
-            return Ok(Self { len, names: Vec::new() });
+            return Ok(Self { len, names: None });
         }
-        let shown = || format!("--classes {text}");
-        let content = std::fs::read_to_string(text).with_context(shown)?;
-        let names = match serde_json::from_str::<Value>(&content) {
-            Ok(value) => from_json(&value).with_context(shown)?,
-            Err(_) => content.lines().map(|line| line.trim().to_owned()).collect(),
-        };
-        ensure!(!names.is_empty(), "--classes {text}: it names no class");
-        Ok(Self { len: u32::try_from(names.len()).with_context(shown)?, names })
+        let names = classes::Classes::read(Path::new(text)).context("--classes")?;
+        Ok(Self { len: u32::try_from(names.len()).context("--classes")?, names: Some(names) })
     }
 
     pub(super) fn len(&self) -> u32 {
@@ -36,8 +32,9 @@ impl Classes {
     }
 
     /// The name of a class, where it has one.
-    pub(super) fn name(&self, class: usize) -> Option<&str> {
-        self.names.get(class).map(String::as_str).filter(|name| !name.is_empty())
+    pub(super) fn name(&self, class: usize) -> Option<String> {
+        let names = self.names.as_ref()?;
+        (class < names.len()).then(|| names.name(class))
     }
 
     /// Id and name, `most` characters at most.
@@ -54,27 +51,4 @@ pub(super) fn shorten(text: &str, most: usize) -> String {
     }
     let kept: String = text.chars().take(most.saturating_sub(2)).collect();
     format!("{}..", kept.trim_end())
-}
-
-fn from_json(value: &Value) -> Result<Vec<String>> {
-    // A class index names its WordNet id and its name, others only the name.
-    let name = |entry: &Value| match entry {
-        Value::String(name) => Some(name.clone()),
-        Value::Array(parts) => parts.last().and_then(Value::as_str).map(str::to_owned),
-        _ => None,
-    };
-    let wrong = "wanted {\"0\": [\"n01440764\", \"tench\"], ...} or [\"tench\", ...]";
-    match value {
-        Value::Array(entries) => entries.iter().map(|entry| name(entry).context(wrong)).collect(),
-        Value::Object(entries) => {
-            let mut names = vec![String::new(); entries.len()];
-            for (class, entry) in entries {
-                let place = class.parse().ok().and_then(|class: usize| names.get_mut(class));
-                *place.with_context(|| format!("class {class:?} is not 0 to {}", entries.len() - 1))? =
-                    name(entry).context(wrong)?;
-            }
-            Ok(names)
-        }
-        _ => bail!(wrong),
-    }
 }

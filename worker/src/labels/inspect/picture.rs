@@ -262,7 +262,7 @@ fn dim_outside(canvas: &mut Canvas, area: Area, crop: UnitBox) {
 fn name_regions(canvas: &mut Canvas, area: Area, cells: &Cells, classes: &Classes) {
     let least = (cells.best.len() / 40).max(3);
     for (class, row, column) in cells.regions(least) {
-        let name = classes.name(class as usize).map_or_else(|| class.to_string(), str::to_owned);
+        let name = classes.name(class as usize).unwrap_or_else(|| class.to_string());
         let name = shorten(&name, 14);
         let cell = cells.area(area, row, column);
         let width = name.chars().count() as u32 * Face::Bold.advance();

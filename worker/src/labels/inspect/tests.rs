@@ -74,7 +74,10 @@ fn class_names_come_in_three_forms() {
     ] {
         let classes = parse(content).unwrap();
         assert_eq!(classes.len(), 2);
-        assert_eq!([0, 1, 2].map(|class| classes.name(class)), [Some("tench"), Some("goldfish"), None]);
+        assert_eq!(
+            [0, 1, 2].map(|class| classes.name(class)),
+            [Some("tench".into()), Some("goldfish".into()), None]
+        );
         assert_eq!(classes.label(1, 20), "1 goldfish");
         assert_eq!(classes.label(1, 8), "1 gold..");
     }

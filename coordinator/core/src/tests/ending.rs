@@ -1,0 +1,207 @@
+//! How runs end: done, stopped, failed, and what is saved before.
+
+use super::*;
+
+#[test]
+fn one_worker_s_fault_ends_the_run_for_all() {
+    let (mut run, _) = forming();
+    let commands = say(&mut run, 2, FromWorker::Fault { reason: "label map x.pt is missing".into() });
+    assert_eq!(failure(&commands), "worker 1 (process 1 on host): label map x.pt is missing");
+    let told =
+        commands.iter().filter(|c| matches!(c, Command::Send { message: ToWorker::Finish { .. }, .. }));
+    assert_eq!(told.count(), 2);
+    assert_eq!(rejection(&join(&mut run, 9, None)), Some(Rejection::Over));
+}
+
+#[test]
+fn a_fault_in_training_saves_what_was_trained_first() {
+    let (mut run, _) = forming();
+    let ready = FromWorker::Ready { generation: Generation(1), held: Position::default(), epoch_loss: None };
+    say(&mut run, 1, ready.clone());
+    say(&mut run, 2, ready);
+    let position = Position { epoch: 0, step: 3 };
+    say(&mut run, 2, FromWorker::Progress { generation: Generation(1), position, steps: vec![] });
+    let fault = FromWorker::Fault { reason: "label map x.pt is missing".into() };
+    let commands = say(&mut run, 2, fault.clone());
+    assert_eq!(outcome(&commands), None);
+    let duty = commands.iter().find_map(|c| match c {
+        Command::Send { worker: WorkerId(2), message: ToWorker::Checkpoint { duty, .. } } => Some(*duty),
+        _ => None,
+    });
+    // The others lose their ring, or find the same fault; neither ends the run before it is saved.
+    let held = FromWorker::Held {
+        generation: Generation(1),
+        held: Some(position),
+        steps: vec![],
+        reason: "peer gone".into(),
+    };
+    assert_eq!(outcome(&say(&mut run, 1, held)), None);
+    assert_eq!(outcome(&say(&mut run, 1, fault)), None);
+    let written = Written { file: "x".into(), bytes: 1, blake3: "b".into(), position };
+    let duty = duty.expect("the faulty worker is told to save");
+    let commands = say(&mut run, 2, FromWorker::CheckpointWritten { duty, written: written.clone() });
+    assert!(commands.contains(&Command::Persist(Fact::Committed { written })));
+    let reason = failure(&commands);
+    assert!(reason.contains("label map x.pt is missing") && reason.contains("--resume"), "{reason}");
+}
+
+#[test]
+fn a_faulty_worker_that_dies_before_it_has_saved_ends_the_run() {
+    let (mut run, _) = forming();
+    let ready = FromWorker::Ready {
+        generation: Generation(1),
+        held: Position { epoch: 0, step: 0 },
+        epoch_loss: None,
+    };
+    say(&mut run, 1, ready.clone());
+    say(&mut run, 2, ready);
+    let position = Position { epoch: 0, step: 1 };
+    say(&mut run, 1, FromWorker::Progress { generation: Generation(1), position, steps: vec![] });
+    // Rank 0 has a checkpoint to write already, which goes with it.
+    assert_eq!(outcome(&say(&mut run, 1, FromWorker::Fault { reason: "bad data".into() })), None);
+    let left = Event::Left { worker: WorkerId(1), reason: "its stream ended".into() };
+    assert!(failure(&run.handle(at(1), left)).contains("bad data"));
+}
+
+#[test]
+fn a_run_whose_end_cannot_be_recorded_still_ends() {
+    let (mut run, _) = forming();
+    let commands = say(&mut run, 2, FromWorker::Fault { reason: "bad data".into() });
+    assert!(outcome(&commands).is_some());
+    let broken = Event::Broken { reason: "the journal cannot be written".into() };
+    assert_eq!(failure(&run.handle(at(1), broken)), "the journal cannot be written");
+}
+
+#[test]
+fn a_worker_lost_while_the_last_checkpoint_is_written_is_not_waited_for() {
+    let dataset = Dataset { train_samples: 10, ..dataset() };
+    let mut run = Run::new(Settings { epochs: 1, ..settings(2) }, History::default());
+    for worker in [1, 2] {
+        join(&mut run, worker, None);
+        say(&mut run, worker, FromWorker::Indexed(dataset.clone()));
+    }
+    let generation = Generation(1);
+    for worker in [1, 2] {
+        let ready = FromWorker::Ready { generation, held: Position::default(), epoch_loss: None };
+        say(&mut run, worker, ready);
+    }
+    let position = Position { epoch: 0, step: 1 };
+    for worker in [1, 2] {
+        say(&mut run, worker, FromWorker::Progress { generation, position, steps: vec![] });
+    }
+    let part = |rank| {
+        let range = shards::deal(33, 2, rank);
+        validation::Part { epoch: 0, range, top1: 1, top5: 2, loss_sum: 3.0 }
+    };
+    say(&mut run, 1, FromWorker::Validated { generation, part: part(0) });
+    let commands = say(&mut run, 2, FromWorker::Validated { generation, part: part(1) });
+    let duty = commands.iter().find_map(|c| match c {
+        Command::Send { worker, message: ToWorker::Checkpoint { duty, best: true, .. } } => {
+            Some((*worker, *duty))
+        }
+        _ => None,
+    });
+    let (writer, duty) = duty.expect("the last epoch is saved");
+    assert_eq!(writer, WorkerId(1));
+    let lost = Event::Left { worker: WorkerId(2), reason: "preempted".into() };
+    assert_eq!(outcome(&run.handle(at(1), lost)), None);
+    let position = Position { epoch: 1, step: 0 };
+    let written = Written { file: "x".into(), bytes: 1, blake3: "b".into(), position };
+    let commands = say(&mut run, 1, FromWorker::CheckpointWritten { duty, written });
+    assert_eq!(outcome(&commands), Some(Outcome::Done));
+}
+
+#[test]
+fn a_stop_whose_writer_is_lost_is_saved_by_another() {
+    let (mut run, _) = forming();
+    let (generation, held) = (Generation(1), Position { epoch: 0, step: 2 });
+    for worker in [1, 2] {
+        let ready = FromWorker::Ready { generation, held: Position::default(), epoch_loss: None };
+        say(&mut run, worker, ready);
+    }
+    for worker in [1, 2] {
+        say(&mut run, worker, FromWorker::Progress { generation, position: held, steps: vec![] });
+    }
+    run.handle(at(1), Event::Stop { reason: "SIGTERM".into() });
+    run.handle(at(1), Event::Left { worker: WorkerId(1), reason: "its stream ended".into() });
+    let left = FromWorker::Held { generation, held: Some(held), steps: vec![], reason: "peer gone".into() };
+    let commands = say(&mut run, 2, left);
+    let duty = commands.iter().find_map(|c| match c {
+        Command::Send { worker: WorkerId(2), message: ToWorker::Checkpoint { duty, .. } } => Some(*duty),
+        _ => None,
+    });
+    let duty = duty.expect("the survivor is told to save");
+    let written = Written { file: "x".into(), bytes: 1, blake3: "b".into(), position: held };
+    let commands = say(&mut run, 2, FromWorker::CheckpointWritten { duty, written });
+    assert!(matches!(outcome(&commands), Some(Outcome::Interrupted { saved: Some(_), .. })));
+}
+
+#[test]
+fn a_failed_checkpoint_ends_the_run_and_says_what_is_left() {
+    let (mut run, _) = forming();
+    let ready = FromWorker::Ready { generation: Generation(1), held: Position::default(), epoch_loss: None };
+    say(&mut run, 1, ready.clone());
+    let commands = say(&mut run, 2, ready);
+    let duty = commands.iter().find_map(|c| match c {
+        Command::Send { worker: WorkerId(1), message: ToWorker::Checkpoint { duty, at, .. } } => {
+            Some((*duty, *at))
+        }
+        _ => None,
+    });
+    let (duty, at) = duty.expect("rank 0 is told of the first checkpoint before it trains");
+    assert_eq!(at, Position { epoch: 0, step: 4 });
+    let failed = FromWorker::CheckpointFailed { duty, reason: "no space left on device".into() };
+    assert!(say(&mut run, 2, failed.clone()).is_empty(), "another worker's duty");
+    let reason = failure(&say(&mut run, 1, failed));
+    assert!(reason.contains("no space left on device") && reason.contains("--resume"), "{reason}");
+}
+
+#[test]
+fn what_only_evaluates_deals_the_set_once_and_saves_nothing() {
+    let mut run = Run::new(Settings { test_only: true, ..settings(2) }, History::default());
+    join(&mut run, 1, Some(0));
+    join(&mut run, 2, Some(1));
+    let untrained = Dataset { train_samples: 0, ..dataset() };
+    say(&mut run, 1, FromWorker::Indexed(untrained.clone()));
+    say(&mut run, 2, FromWorker::Indexed(untrained));
+    let generation = Generation(1);
+    let held = Position::default();
+    say(&mut run, 1, FromWorker::Ready { generation, held, epoch_loss: None });
+    let commands = say(&mut run, 2, FromWorker::Ready { generation, held, epoch_loss: None });
+    let ranges: Vec<_> = commands
+        .iter()
+        .filter_map(|c| match c {
+            Command::Send { message: ToWorker::Validate { range, .. }, .. } => Some(range.clone()),
+            Command::Send { message, .. } => panic!("only a validation is wanted, not {message:?}"),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(ranges, [0..16, 16..33]);
+    let part = |range: &std::ops::Range<u64>, top1| crate::validation::Part {
+        epoch: 0,
+        range: range.clone(),
+        top1,
+        top5: 2 * top1,
+        loss_sum: 3.3,
+    };
+    say(&mut run, 1, FromWorker::Validated { generation, part: part(&ranges[0], 5) });
+    let commands = say(&mut run, 2, FromWorker::Validated { generation, part: part(&ranges[1], 6) });
+    let (top1, top5, val_loss) = (11.0 / 33.0, 22.0 / 33.0, 6.6 / 33.0);
+    assert!(commands.contains(&Command::Observe(Observation::Tested { samples: 33, val_loss, top1, top5 })));
+    assert_eq!(outcome(&commands), Some(Outcome::Done));
+    assert!(!commands.iter().any(|c| matches!(c, Command::Persist(_))), "{commands:?}");
+}
+
+#[test]
+fn what_only_evaluates_stops_at_once() {
+    let mut run = Run::new(Settings { test_only: true, ..settings(1) }, History::default());
+    join(&mut run, 1, None);
+    say(&mut run, 1, FromWorker::Indexed(Dataset { train_samples: 0, ..dataset() }));
+    say(
+        &mut run,
+        1,
+        FromWorker::Ready { generation: Generation(1), held: Position::default(), epoch_loss: None },
+    );
+    let commands = run.handle(at(1), Event::Stop { reason: "asked".into() });
+    assert_eq!(outcome(&commands), Some(Outcome::Interrupted { reason: "asked".into(), saved: None }));
+}
