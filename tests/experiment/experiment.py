@@ -134,7 +134,7 @@ class Experiment:
         (self.dir / "results.md").write_text(table)
         (self.dir / "results.svg").write_text(report.plot(results))
         print("\n" + table)
-        print(f"table {self.dir / 'results.md'}, plot {self.dir / 'results.svg'}, all numbers {self.dir / 'results.json'}")
+        print(f"table, plot and all numbers: {self.dir / 'results'}.md, .svg, .json")
 
     def data(self, name, seed, train, val, objects):
         """Pictures that `worker synth` makes."""
@@ -186,7 +186,8 @@ class Experiment:
             weights, last = self.train(step, part, single, options, self.jobs, ("annotator", 1.0))
             shutil.copyfile(weights, step.dir / "weights.safetensors")
             # On pictures of several objects at the size that it labels at: does it name one that is there?
-            scores = self.evaluate(step, step.dir / "weights.safetensors", test, self.sizes["label_size"], self.threads * self.jobs)
+            kept, size = step.dir / "weights.safetensors", self.sizes["label_size"]
+            scores = self.evaluate(step, kept, test, size, self.threads * self.jobs)
             return {"epochs": report.epochs(step.dir / "run"), "single_top1": last["top1"], "test": scores}
 
         with self.clock.watch("annotator", lambda: [(step.dir / "run", part["epochs"])]):
@@ -215,11 +216,8 @@ class Experiment:
 
         cached = step.do(make)
         self.clock.done("label", 1.0, cached)
-        q = step.outcome
-        self.clock.say(
-            cached,
-            f"label maps {q['side']}x{q['side']}: {100 * q['object_cells_right']:.1f}% of the cells on an object name it",
-        )
+        side, right = step.outcome["side"], 100 * step.outcome["object_cells_right"]
+        self.clock.say(cached, f"label maps {side}x{side}: {right:.1f}% of the cells on an object name it")
         return step
 
     def students(self, label_maps, several, test):
@@ -228,7 +226,8 @@ class Experiment:
         for seed in SEEDS:
             # Seeds outermost: one that is stopped early has compared all methods.
             for name, title, method in METHODS:
-                settings = {"part": part, "method": method, "seed": seed, "data": several.settings, "test": test.settings}
+                settings = {"part": part, "method": method, "seed": seed}
+                settings |= {"data": several.settings, "test": test.settings}
                 uses_maps = method.get("data.relabel.use", False)
                 if uses_maps:
                     settings["maps"] = label_maps.settings

@@ -81,16 +81,16 @@ def table(results):
             row.append(f"{score['mean']:.1f} ± {score['deviation']:.1f}")
             row.append(f"{score['difference']:+.1f} ± {score['difference_error']:.1f}" if index else "")
         lines.append("| " + " | ".join(row) + " |")
-    cells, whole = results["label_maps"], results["annotator"]
+    made, annotator, machine = results["label_maps"], results["annotator"]["test"], results["machine"]
     lines += [
         "",
-        f"Percent of {results['sizes']['test']} test pictures each, mean ± standard deviation of {seeds} seeds; differences "
-        "from the baseline seed by seed, ± standard error of their mean.",
-        f"Annotator: {whole['test']['single_top1']:.1f}% of the test pictures of one object, names an object of "
-        f"{whole['test']['several_any']:.1f}% of those of several. Its maps of {cells['side']}x{cells['side']} cells name the object in "
-        f"{100 * cells['object_cells_right']:.1f}% of the cells that lie on one; the largest part of a whole picture's target "
-        f"is {cells['whole_largest']:.2f} on average.",
-        f"{results['seconds'] / 60:.0f} minutes on {results['machine']['cores']} cores ({results['machine']['processor']}).",
+        f"Percent of {results['sizes']['test']} test pictures each, mean ± standard deviation of {seeds} seeds; "
+        "differences from the baseline seed by seed, ± standard error of their mean. "
+        f"Annotator: {annotator['single_top1']:.1f}% of the test pictures of one object; it names an object of "
+        f"{annotator['several_any']:.1f}% of those of several. Its maps of {made['side']}x{made['side']} cells name the "
+        f"object in {100 * made['object_cells_right']:.1f}% of the cells that lie on one; the largest part of a whole "
+        f"picture's target is {made['whole_largest']:.2f} on average. {results['seconds'] / 60:.0f} minutes on "
+        f"{machine['cores']} cores ({machine['processor']}).",
     ]
     return "\n".join(lines) + "\n"
 
@@ -120,7 +120,8 @@ def plot(results):
         def x(value):
             return left + inner * (value - low) / (high - low)
 
-        out.append(f'<text x="{left + inner / 2}" y="{top - 26}" text-anchor="middle" font-size="10">{escape(heading)}</text>')
+        middle = f'x="{left + inner / 2}" y="{top - 26}" text-anchor="middle" font-size="10"'
+        out.append(f"<text {middle}>{escape(heading)}</text>")
         for tick in range(int((high - low) / step) + 1):
             value = low + tick * step
             out.append(f'<path d="M{x(value):.1f} {top - 8}V{bottom}" stroke="#ddd"/>')
@@ -131,7 +132,8 @@ def plot(results):
             y = top + row * (index + 0.5)
             color = "#555" if index == 0 else "#1565c0"
             mean, spread = score["mean"], score["deviation"]
-            out.append(f'<path d="M{x(mean - spread):.1f} {y}H{x(mean + spread):.1f}" stroke="{color}" stroke-width="2"/>')
+            span = f"M{x(mean - spread):.1f} {y}H{x(mean + spread):.1f}"
+            out.append(f'<path d="{span}" stroke="{color}" stroke-width="2"/>')
             out.append(f'<path d="M{x(mean):.1f} {y - 8}v16" stroke="{color}" stroke-width="3"/>')
             for value in score["values"]:
                 out.append(f'<circle cx="{x(value):.1f}" cy="{y}" r="3.5" fill="{color}" fill-opacity="0.45"/>')
