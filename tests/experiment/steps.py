@@ -110,7 +110,8 @@ class Clock:
     def say(self, cached, text, running=0.0):
         spent = int(time.monotonic() - self.began)
         was = " (done before)" if cached else self.left(running)
-        print(f"[{spent // 60:02}:{spent % 60:02}] {text}{was}", flush=True)
+        # One write, as several threads may speak at once.
+        print(f"[{spent // 60:02}:{spent % 60:02}] {text}{was}\n", end="", flush=True)
 
     @contextlib.contextmanager
     def watch(self, kind, runs, share=1.0):
