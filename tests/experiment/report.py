@@ -87,10 +87,10 @@ def table(results):
         f"Percent of {results['sizes']['test']} test pictures each, mean ± standard deviation of {seeds} seeds; "
         "differences from the baseline seed by seed, ± standard error of their mean. "
         f"Annotator: {annotator['single_top1']:.1f}% of the test pictures of one object; it names an object "
-        f"of {annotator['several_any']:.1f}% of those of several. Its maps of {made['side']}x{made['side']} cells name "
-        f"the object in {100 * made['object_cells_right']:.1f}% of the cells that lie on one; the largest part of a whole "
-        f"picture's target is {made['whole_largest']:.2f} on average. {results['seconds'] / 60:.0f} minutes on "
-        f"{machine['cores']} cores ({machine['processor']}).",
+        f"of {annotator['several_any']:.1f}% of those of several. Its maps of {made['side']}x{made['side']} cells "
+        f"name the object in {100 * made['object_cells_right']:.1f}% of the cells that lie on one; the largest part "
+        f"of a whole picture's target is {made['whole_largest']:.2f} on average. "
+        f"{results['seconds'] / 60:.0f} minutes on {machine['cores']} cores ({machine['processor']}).",
     ]
     return "\n".join(lines) + "\n"
 
