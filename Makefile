@@ -8,10 +8,10 @@ CARGOFLAGS ?=
 PARITY_QUICK ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint parity demo clean
+.PHONY: help setup build test lint parity demo experiment clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Fetch libtorch and check the build tools
 	@deploy/local/setup.sh
@@ -35,6 +35,9 @@ demo: build ## Make a small data set and train on it with two local workers
 	rm -rf demo/run
 	target/release/coordinator --workers 2 --local --config configs/demo.yaml --run-dir demo/run
 
-clean: ## Remove what was built and the demo's data and runs; keep libtorch
+experiment: build ## Compare ReLabel with its baselines, in half an hour on two cores; EXPERIMENT=--fresh starts over
+	python3 tests/experiment/experiment.py $(EXPERIMENT)
+
+clean: ## Remove what was built and the data and runs of demo and experiment; keep libtorch
 	$(CARGO) clean
-	rm -rf demo
+	rm -rf demo experiment

@@ -44,7 +44,7 @@ pub struct SynthArgs {
     /// Size in pixels: WxH for all, or A-B for sides drawn from that range
     #[arg(long, default_value = "160x120", value_name = "WxH|A-B")]
     pub size: Size,
-    /// Most objects in a training picture
+    /// Most objects in a training picture, which shows at least two of them unless this is 1
     #[arg(long, default_value_t = 4, value_name = "N")]
     pub objects_max: u32,
     /// Seed of everything random
@@ -139,7 +139,7 @@ pub fn run(args: &SynthArgs) -> Result<()> {
         );
     }
     let objects_max = args.objects_max;
-    ensure!((2..=12).contains(&objects_max), "--objects-max {objects_max}; wanted 2 to 12");
+    ensure!((1..=12).contains(&objects_max), "--objects-max {objects_max}; wanted 1 to 12");
     let threads = match args.threads {
         Some(0) => bail!("--threads 0; wanted at least 1"),
         Some(threads) => threads,

@@ -132,6 +132,16 @@ fn a_crop_of_an_object_is_taught_its_class() {
 }
 
 #[test]
+fn training_pictures_of_at_most_one_object_show_exactly_that() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe(&SynthArgs { objects_max: 1, ..args(folder.path()) });
+    for number in 0..recipe.train {
+        let picture = Picture::plan(&recipe, Split::Train, number);
+        assert_eq!(picture.scene.classes(), [picture.class]);
+    }
+}
+
+#[test]
 fn a_finished_folder_is_left_alone_and_a_foreign_one_refused() {
     let folder = tempfile::tempdir().unwrap();
     let args = args(folder.path());
@@ -166,7 +176,7 @@ fn bad_arguments_name_the_flag() {
         (SynthArgs { classes: 1, ..good.clone() }, "--classes 1"),
         (SynthArgs { train: 5, ..good.clone() }, "--train 5"),
         (SynthArgs { val: 0, ..good.clone() }, "--val 0"),
-        (SynthArgs { objects_max: 1, ..good.clone() }, "--objects-max 1"),
+        (SynthArgs { objects_max: 0, ..good.clone() }, "--objects-max 0"),
         (SynthArgs { threads: Some(0), ..good.clone() }, "--threads 0"),
     ] {
         let message = run(&bad).unwrap_err().to_string();

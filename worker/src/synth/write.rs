@@ -49,7 +49,9 @@ impl Split {
     fn composition(self, recipe: &Recipe) -> Composition {
         match self {
             Split::Val => Composition { objects: (1, 1), radius: (0.24, 0.42) },
-            _ => Composition { objects: (2, recipe.objects_max), radius: (0.18, 0.36) },
+            _ => {
+                Composition { objects: (recipe.objects_max.min(2), recipe.objects_max), radius: (0.18, 0.36) }
+            }
         }
     }
 }

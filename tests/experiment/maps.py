@@ -1,0 +1,87 @@
+"""How good label maps are, by what the generator of the pictures knows. Reported, never trained on."""
+
+import math
+import zipfile
+from array import array
+import sys
+
+# A cell of the generator's map with a logit over this lies on the object.
+PRESENT = 7.0
+
+
+def read(path):
+    """Logits and class ids, `[k][cells]` each, and the cells along a side, of a float32 `.pt` file in zip form."""
+    with zipfile.ZipFile(path) as file:
+        (name,) = [name for name in file.namelist() if name.endswith("/data/0")]
+        values = array("f", file.read(name))
+    if sys.byteorder != "little":
+        values.byteswap()
+    half = len(values) // 2
+    # k is 5 or fewer, and the map is square.
+    for k in range(5, 0, -1):
+        side = math.isqrt(half // k)
+        if k * side * side == half:
+            plane = side * side
+            rows = range(0, half, plane)
+            return [values[i : i + plane] for i in rows], [values[half + i : half + i + plane] for i in rows], side
+    raise ValueError(f"{path}: {len(values)} values are no label map")
+
+
+def quality(made, true, classes):
+    """Shares, 0 to 1, over all maps under `made`, which have their true ones under `true`:
+
+    - `object_cells_right`: of the cells that lie on an object, those whose best class is an object's there
+    - `whole_right`: of the pictures, those whose global target has its maximum on an object
+    - `whole_mass`: of the global targets' mass, that on the picture's objects; `whole_mass_named` that on the class
+      of the folder; `whole_largest` the mean of the targets' largest part
+    - `cell_largest`: mean of the largest part of a cell's softmax over all classes, on cells that lie on an object
+    """
+    folders = sorted(path.name for path in made.iterdir() if path.is_dir())
+    sums = dict.fromkeys(["whole_right", "whole_mass", "whole_mass_named", "whole_largest"], 0.0)
+    cells = right = pictures = 0
+    largest = logit = 0.0
+    for index, folder in enumerate(folders):
+        for path in sorted((made / folder).glob("*.pt")):
+            logits, ids, side = read(path)
+            true_logits, true_ids, true_side = read(true / folder / path.name)
+            objects = {int(i) for l, c in zip(true_logits, true_ids) for v, i in zip(l, c) if v > PRESENT}
+            target = softmax(mean_scores(logits, ids, range(side * side), classes))
+            best = target.index(max(target))
+            pictures += 1
+            sums["whole_right"] += best in objects
+            sums["whole_mass"] += sum(target[i] for i in objects)
+            sums["whole_mass_named"] += target[index]
+            sums["whole_largest"] += target[best]
+            for cell in range(side * side):
+                row, column = divmod(cell, side)
+                at = int((row + 0.5) / side * true_side) * true_side + int((column + 0.5) / side * true_side)
+                here = {int(c[at]) for l, c in zip(true_logits, true_ids) if l[at] > PRESENT}
+                if here:
+                    scores = mean_scores(logits, ids, [cell], classes)
+                    cells += 1
+                    right += scores.index(max(scores)) in here
+                    largest += max(softmax(scores))
+                    logit += max(scores)
+    found = {name: value / pictures for name, value in sums.items()}
+    return found | {
+        "pictures": pictures,
+        "side": side,
+        "object_cells_right": right / cells,
+        "cell_largest": largest / cells,
+        "cell_logit": logit / cells,
+    }
+
+
+def mean_scores(logits, ids, cells, classes):
+    """Mean over cells of the scores of all classes; 0 where a class is not kept."""
+    scores = [0.0] * classes
+    for line, names in zip(logits, ids):
+        for cell in cells:
+            scores[int(names[cell])] += line[cell] / len(cells)
+    return scores
+
+
+def softmax(scores):
+    top = max(scores)
+    parts = [math.exp(score - top) for score in scores]
+    return [part / sum(parts) for part in parts]
