@@ -1,9 +1,9 @@
 """Compares `worker label` with the same computation in PyTorch: Pillow's resize, the last feature map, the fully
 connected layer as a 1x1 convolution, topk. Then `worker pack` with the maps that it was given.
 
-    python tests/parity/label.py --worker target/release/worker [--archs resnet18 resnet50]
+    python tests/parity/label.py --worker target/release/worker [--archs resnet18 rexnet_100 resnet50]
 
-Needs torch, torchvision and Pillow. Scores may be 2e-5 of the largest one apart; a class may stand in another
+Needs torch, torchvision, timm and Pillow. Scores may be 2e-5 of the largest one apart; a class may stand in another
 place only where its score is that close to the one in that place. Exits with 1 where anything differs.
 """
 
@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import numpy
+import timm
 import torch
 import torchvision
 from PIL import Image
@@ -46,7 +47,10 @@ def make_images(folder):
 def trained(arch, seed):
     """A network with weights and statistics that it could have after training."""
     torch.manual_seed(seed)
-    model = getattr(torchvision.models, arch)(num_classes=CLASSES)
+    if arch.startswith("rexnet"):
+        model = timm.create_model(arch, num_classes=CLASSES)
+    else:
+        model = getattr(torchvision.models, arch)(num_classes=CLASSES)
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_(0, 0.1)
@@ -57,6 +61,8 @@ def trained(arch, seed):
 
 def body_and_head(model):
     """The module that gives the last feature map, and the linear layer after the pooling."""
+    if hasattr(model, "forward_features"):
+        return model.forward_features, model.head.fc
     if hasattr(model, "fc"):
         return torch.nn.Sequential(*list(model.children())[:-2]), model.fc
     return model.features, model.classifier[-1]
@@ -104,7 +110,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worker", default="target/release/worker")
     parser.add_argument("--program", help="not needed here")
-    parser.add_argument("--archs", nargs="+", default=["resnet18", "resnet50"])
+    parser.add_argument("--archs", nargs="+", default=["resnet18", "efficientnet_b0", "rexnet_100", "resnet50"])
     options = parser.parse_args()
     failed = []
     with tempfile.TemporaryDirectory() as folder:
