@@ -31,10 +31,11 @@
 //!       ▲                                          │                      ▲ │                     │
 //!       └───────────── a worker lost, a ring broken┴──────────────────────┼─┘                     │
 //!                                                                         └──next epoch───────────┤
-//!   Ended ◀── last checkpoint committed ── Saving ◀──after the last epoch, or stopping────────────┘
+//!   Ended ◀── last checkpoint committed ── Saving ◀──after the last epoch─────────────────────────┘
 //! ```
 //!
-//! A stop or a fault while training has a checkpoint written and ends the run as soon as it is committed.
+//! A stop while training dissolves the generation, a fault does by itself; what is held is saved, and the run
+//! ends as soon as that is committed.
 //!
 //! [`labelling`] decides likewise who makes which label maps, for `coordinator label`.
 

@@ -191,6 +191,7 @@ impl Run {
             Phase::Gathering { .. } => {
                 self.warn(format!("{who} was lost: {reason}"));
                 self.phase = Phase::Gathering { since: self.now };
+                self.stop_when_saved();
             }
             // All is trained: nobody is needed but the one that writes.
             Phase::Saving if !self.duties.is_empty() => self.warn(format!("{who} was lost: {reason}")),

@@ -130,15 +130,10 @@ impl Run {
     /// Where the next generation's state comes from, cheapest first: a live worker that has gone
     /// furthest, the newest checkpoint, the beginning. And that as words.
     fn source(&mut self) -> (Rank, Option<Restore>, Position, String) {
-        let held = self.members.by_rank().into_iter().filter_map(|(_, m)| match m.holding {
-            Holding::At(position) => Some((position, m.rank)),
-            _ => None,
-        });
-        // The lowest rank of those that have gone furthest.
-        if let Some((position, rank)) =
-            held.max_by_key(|(position, rank)| (*position, std::cmp::Reverse(*rank)))
+        if let Some((worker, position)) = self.furthest()
+            && let Some(Member { rank, .. }) = self.members.get(worker)
         {
-            return (rank, None, position, format!("going on in memory from worker {rank} at {position}"));
+            return (*rank, None, position, format!("going on in memory from worker {rank} at {position}"));
         }
         if let Some(newest) = self.history.newest() {
             let (restore, position) = (Restore::from(newest), newest.position);
@@ -235,7 +230,7 @@ impl Run {
         } else if !asked {
             return;
         }
-        self.save_after_all();
+        self.stop_when_saved();
         self.try_form();
     }
 
@@ -246,6 +241,11 @@ impl Run {
             Some(missing) => format!("{reason}; waiting for {missing}"),
             None => reason.clone(),
         });
+        self.dissolve(reason);
+    }
+
+    /// Has everybody leave the ring and say what they hold.
+    pub(super) fn dissolve(&mut self, reason: String) {
         self.phase = Phase::Gathering { since: self.now };
         self.reason = reason.clone();
         self.send_all(&ToWorker::Dissolve { generation: self.generation, reason });

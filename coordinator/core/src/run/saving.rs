@@ -47,7 +47,7 @@ impl Run {
         }
         match self.phase {
             Phase::Saving => self.save_and_finish(),
-            _ if self.stopping.as_ref().is_some_and(|stopping| stopping.duty == Some(duty)) => self.stopped(),
+            _ if self.stopping.is_some() => self.stop_when_saved(),
             Phase::Training { .. } => self.assign_within_epoch(self.shown),
             _ => {}
         }
@@ -90,12 +90,18 @@ impl Run {
             return self.stopped();
         }
         self.note(format!("stopping: {reason}"));
-        // What only evaluates has nothing to save.
-        let saves = !self.settings.test_only;
-        let duty = if saves { self.assign_checkpoint(self.shown, false, None) } else { None };
-        self.stopping = Some(Stopping { reason, failed: false, duty, since: self.now });
-        if duty.is_none() {
-            self.stopped();
+        self.stopping = Some(Stopping { reason: reason.clone(), failed: false, duty: None, since: self.now });
+        match self.phase {
+            // All is trained: what is being written is the end.
+            Phase::Saving => {}
+            // What only evaluates has nothing to save.
+            _ if self.settings.test_only => self.stopped(),
+            Phase::Gathering { .. } => self.stop_when_saved(),
+            // No step is done that the checkpoint would not have.
+            _ => {
+                self.dissolve(format!("stopping: {reason}"));
+                self.stop_when_saved();
+            }
         }
     }
 
@@ -105,15 +111,41 @@ impl Run {
         duty.is_some_and(|duty| self.duties.is_open(duty))
     }
 
-    /// Has a stop's checkpoint written by somebody else if its writer is lost.
-    pub(super) fn save_after_all(&mut self) {
-        if self.stopping.is_none() || self.stop_is_saving() {
+    /// Once everybody has said what they hold, has the furthest of it written; once that is committed, or
+    /// there is nothing that is not, ends the run.
+    pub(super) fn stop_when_saved(&mut self) {
+        let Some(stopping) = &self.stopping else { return };
+        if self.stop_is_saving() {
             return;
         }
-        let duty = self.assign_checkpoint(Position::default(), false, None);
-        if let Some(stopping) = &mut self.stopping {
-            stopping.duty = duty;
+        if stopping.failed {
+            return self.stopped();
         }
+        if self.members.iter().any(|(_, m)| matches!(m.holding, Holding::Asked)) {
+            return;
+        }
+        let beginning = Position { epoch: self.settings.start_epoch, step: 0 };
+        let saved = self.history.newest().map_or(beginning, |written| written.position);
+        match self.furthest().filter(|(_, at)| *at > saved) {
+            Some((writer, at)) => {
+                let duty = self.duties.assign(writer, None);
+                self.send(writer, ToWorker::Checkpoint { duty, at, best: false, top1: None });
+                if let Some(stopping) = &mut self.stopping {
+                    stopping.duty = Some(duty);
+                }
+            }
+            // What else is being written is not further.
+            None => self.stopped(),
+        }
+    }
+
+    /// The worker that has gone furthest, of several the one of the lowest rank, and where that is.
+    pub(super) fn furthest(&self) -> Option<(WorkerId, Position)> {
+        let held = self.members.iter().filter_map(|(id, m)| match m.holding {
+            Holding::At(position) => Some((position, std::cmp::Reverse(m.rank), id)),
+            _ => None,
+        });
+        held.max().map(|(position, _, id)| (id, position))
     }
 
     /// A worker cannot go on and neither can the run: it saves what it has trained, then the run fails.

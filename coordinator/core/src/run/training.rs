@@ -132,10 +132,10 @@ impl Run {
     pub(super) fn after_validation(&mut self, epoch: u32) {
         let next = Position { epoch: epoch + 1, step: 0 };
         let best = self.history.best().is_some_and(|(best, _)| best == epoch);
-        if checkpoint::due_after_epoch(epoch, best, &self.settings) || self.stopping.is_some() {
+        if checkpoint::due_after_epoch(epoch, best, &self.settings) {
             self.assign_checkpoint(next, best, self.history.validated.get(&epoch).copied());
         }
-        if next.epoch >= self.settings.epochs || self.stopping.is_some() {
+        if next.epoch >= self.settings.epochs {
             self.save_and_finish();
         } else {
             self.train(next);

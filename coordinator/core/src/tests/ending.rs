@@ -112,6 +112,43 @@ fn a_worker_lost_while_the_last_checkpoint_is_written_is_not_waited_for() {
 }
 
 #[test]
+fn a_stop_halts_training_and_saves_the_furthest_state() {
+    let (mut run, _) = forming();
+    let generation = Generation(1);
+    for worker in [1, 2] {
+        let ready = FromWorker::Ready { generation, held: Position::default(), epoch_loss: None };
+        say(&mut run, worker, ready);
+    }
+    let commands = run.handle(at(1), Event::Stop { reason: "SIGTERM".into() });
+    let dissolved =
+        commands.iter().filter(|c| matches!(c, Command::Send { message: ToWorker::Dissolve { .. }, .. }));
+    assert_eq!(dissolved.count(), 2);
+    let left = |step| FromWorker::Held {
+        generation,
+        held: Some(Position { epoch: 0, step }),
+        steps: vec![],
+        reason: "told to".into(),
+    };
+    let orders = |commands: &[Command]| {
+        let duty = |c: &Command| match c {
+            Command::Send { worker, message: ToWorker::Checkpoint { duty, at, .. } } => {
+                Some((worker.0, *duty, *at))
+            }
+            _ => None,
+        };
+        commands.iter().filter_map(duty).collect::<Vec<_>>()
+    };
+    assert!(orders(&say(&mut run, 1, left(2))).is_empty(), "the other may have gone further");
+    let commands = say(&mut run, 2, left(3));
+    let &[(2, duty, position)] = orders(&commands).as_slice() else { panic!("{commands:?}") };
+    assert_eq!(position, Position { epoch: 0, step: 3 });
+    let written = Written { file: "x".into(), bytes: 1, blake3: "b".into(), position };
+    let commands = say(&mut run, 2, FromWorker::CheckpointWritten { duty, written });
+    let saved = Some(position);
+    assert_eq!(outcome(&commands), Some(Outcome::Interrupted { reason: "SIGTERM".into(), saved }));
+}
+
+#[test]
 fn a_stop_whose_writer_is_lost_is_saved_by_another() {
     let (mut run, _) = forming();
     let (generation, held) = (Generation(1), Position { epoch: 0, step: 2 });
