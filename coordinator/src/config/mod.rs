@@ -81,7 +81,7 @@ pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
 ///
 /// # Errors
 /// One line that names what to change: an unreadable or malformed file, an unknown key, a value of a wrong
-/// type or out of range, keys that contradict each other, and what is not supported yet.
+/// type or out of range, and keys that contradict each other.
 pub(crate) fn load(
     began: Option<(&Path, &Config)>,
     file: Option<&Path>,

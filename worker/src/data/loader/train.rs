@@ -142,8 +142,8 @@ impl TrainWork {
     /// The sample to be loaded as number `index` of a batch: the batch's own, then the lender.
     fn id(&self, batch: u64, index: usize) -> u32 {
         let Parts { own, lender, .. } = self.parts(batch);
-        let position = own.chain(lender).nth(index).expect("no more is asked for than `samples` has said");
-        self.order[position]
+        let lender = lender.filter(|_| index >= own.len());
+        self.order[lender.unwrap_or(own.start + index)]
     }
 }
 
