@@ -22,7 +22,7 @@ const LOCK: &str = "lock";
 
 /// Why the journal cannot be read or written. Each message is one line and says what to do.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum JournalError {
+pub enum JournalError {
     #[error("cannot {operation} {}: {source}", path.display())]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
     #[error(
@@ -49,7 +49,7 @@ pub(crate) enum JournalError {
 
 /// The journal of one run directory, locked for as long as it lives.
 #[derive(Debug)]
-pub(crate) struct Journal<F> {
+pub struct Journal<F> {
     file: File,
     path: PathBuf,
     /// Bytes of whole lines, all of them synced.
@@ -67,7 +67,7 @@ impl<F: Serialize + DeserializeOwned> Journal<F> {
     ///
     /// # Errors
     /// Another coordinator holds `dir`, a line before the last is damaged, a fact is unknown, or the disk refuses.
-    pub(crate) fn open(dir: &Path) -> Result<(Self, Vec<F>), JournalError> {
+    pub fn open(dir: &Path) -> Result<(Self, Vec<F>), JournalError> {
         std::fs::create_dir_all(dir).map_err(failed("create", dir))?;
         let lock = lock(dir)?;
         let path = dir.join(JOURNAL);
@@ -105,7 +105,7 @@ impl<F: Serialize + DeserializeOwned> Journal<F> {
     /// # Errors
     /// The disk refused: the fact counts as not written, and what was written of it is taken back. Where that too
     /// fails, every later call fails.
-    pub(crate) fn append(&mut self, fact: &F) -> Result<(), JournalError> {
+    pub fn append(&mut self, fact: &F) -> Result<(), JournalError> {
         if self.broken {
             return Err(JournalError::Broken { path: self.path.clone() });
         }

@@ -17,74 +17,74 @@ const CURVES: &str = "curves.svg";
 
 /// Training at one step, averaged since the point before.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct StepPoint {
+pub struct StepPoint {
     /// From 0.
-    pub(crate) epoch: u32,
+    pub epoch: u32,
     /// Step of the epoch, from 0.
-    pub(crate) step: u64,
+    pub step: u64,
     /// Step of the run, from 0.
-    pub(crate) global_step: u64,
+    pub global_step: u64,
     /// Mean loss an image, nats.
     #[serde(deserialize_with = "number")]
-    pub(crate) loss: f64,
+    pub loss: f64,
     #[serde(deserialize_with = "number")]
-    pub(crate) lr: f64,
+    pub lr: f64,
     /// All workers together.
     #[serde(deserialize_with = "number")]
-    pub(crate) images_per_second: f64,
+    pub images_per_second: f64,
     /// Seconds a step that rank 0 waited for images.
     #[serde(deserialize_with = "number")]
-    pub(crate) data_wait: f64,
+    pub data_wait: f64,
     /// Images left out as unreadable (`data.on_error: skip`).
     #[serde(default)]
-    pub(crate) skipped: u64,
+    pub skipped: u64,
     /// Unix time, seconds.
     #[serde(deserialize_with = "number")]
-    pub(crate) time: f64,
+    pub time: f64,
 }
 
 /// An epoch and the validation after it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct EpochPoint {
+pub struct EpochPoint {
     /// From 0.
-    pub(crate) epoch: u32,
+    pub epoch: u32,
     /// Mean loss an image over the epoch, nats.
     #[serde(deserialize_with = "number")]
-    pub(crate) train_loss: f64,
+    pub train_loss: f64,
     /// Images left out as unreadable (`data.on_error: skip`).
     #[serde(default)]
-    pub(crate) skipped: u64,
+    pub skipped: u64,
     /// Mean cross entropy of the validation images with their class, nats.
     #[serde(deserialize_with = "number")]
-    pub(crate) val_loss: f64,
+    pub val_loss: f64,
     /// Percent of the validation images whose class is scored first, 0 to 100.
     #[serde(deserialize_with = "number")]
-    pub(crate) top1: f64,
+    pub top1: f64,
     /// Percent of the validation images whose class is among the first five, 0 to 100.
     #[serde(deserialize_with = "number")]
-    pub(crate) top5: f64,
+    pub top5: f64,
     /// The best top1 so far, this epoch's among them.
     #[serde(deserialize_with = "number")]
-    pub(crate) best_top1: f64,
+    pub best_top1: f64,
     /// Training and validation, seconds.
     #[serde(deserialize_with = "number")]
-    pub(crate) seconds: f64,
+    pub seconds: f64,
 }
 
 /// An evaluation without training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct TestPoint {
+pub struct TestPoint {
     /// That were evaluated, each once.
-    pub(crate) images: u64,
+    pub images: u64,
     /// Mean cross entropy of the images with their class, nats.
     #[serde(deserialize_with = "number")]
-    pub(crate) val_loss: f64,
+    pub val_loss: f64,
     /// Percent of the images whose class is scored first, 0 to 100.
     #[serde(deserialize_with = "number")]
-    pub(crate) top1: f64,
+    pub top1: f64,
     /// Percent of the images whose class is among the first five, 0 to 100.
     #[serde(deserialize_with = "number")]
-    pub(crate) top5: f64,
+    pub top5: f64,
 }
 
 /// JSON has no NaN and no infinity: they are written as null, and read back as NaN.
@@ -114,7 +114,7 @@ impl Record {
 
 /// Why metrics cannot be kept. One line; training need not end for it.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum MetricsError {
+pub enum MetricsError {
     #[error("cannot {operation} {}: {source}", path.display())]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
     #[error("cannot draw {}: {message}", path.display())]
@@ -123,7 +123,7 @@ pub(crate) enum MetricsError {
 
 /// Keeps the metrics of one run directory.
 #[derive(Debug)]
-pub(crate) struct Recorder {
+pub struct Recorder {
     dir: PathBuf,
     file: File,
     steps: Vec<StepPoint>,
@@ -137,7 +137,7 @@ impl Recorder {
     ///
     /// # Errors
     /// The disk refused.
-    pub(crate) fn open(run_dir: &Path, keep_before: Option<(u32, u64)>) -> Result<Self, MetricsError> {
+    pub fn open(run_dir: &Path, keep_before: Option<(u32, u64)>) -> Result<Self, MetricsError> {
         let path = run_dir.join(METRICS);
         let text = match std::fs::read(&path) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -176,7 +176,7 @@ impl Recorder {
     ///
     /// # Errors
     /// The disk refused.
-    pub(crate) fn step(&mut self, point: StepPoint) -> Result<(), MetricsError> {
+    pub fn step(&mut self, point: StepPoint) -> Result<(), MetricsError> {
         self.write(&Record::Step(point.clone()))?;
         self.steps.push(point);
         Ok(())
@@ -186,7 +186,7 @@ impl Recorder {
     ///
     /// # Errors
     /// The disk refused, or the curves cannot be drawn.
-    pub(crate) fn epoch(&mut self, point: EpochPoint) -> Result<(), MetricsError> {
+    pub fn epoch(&mut self, point: EpochPoint) -> Result<(), MetricsError> {
         self.write(&Record::Epoch(point.clone()))?;
         self.epochs.push(point);
         self.draw()
@@ -196,17 +196,17 @@ impl Recorder {
     ///
     /// # Errors
     /// The disk refused.
-    pub(crate) fn test(&mut self, point: TestPoint) -> Result<(), MetricsError> {
+    pub fn test(&mut self, point: TestPoint) -> Result<(), MetricsError> {
         self.write(&Record::Test(point))
     }
 
     /// Where the lines are.
-    pub(crate) fn metrics_path(&self) -> PathBuf {
+    pub fn metrics_path(&self) -> PathBuf {
         self.dir.join(METRICS)
     }
 
     /// Where the picture is, after the first epoch.
-    pub(crate) fn curves_path(&self) -> PathBuf {
+    pub fn curves_path(&self) -> PathBuf {
         self.dir.join(CURVES)
     }
 

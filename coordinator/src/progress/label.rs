@@ -11,7 +11,7 @@ use super::{Screen, bar, duration};
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
 
 /// The labelling as it goes on.
-pub(crate) struct LabelProgress {
+pub struct LabelProgress {
     screen: Screen,
     bar: Option<ProgressBar>,
     /// When it was first shown, with how many maps; the speed is that of the maps made since.
@@ -21,12 +21,12 @@ pub(crate) struct LabelProgress {
 }
 
 impl LabelProgress {
-    pub(crate) fn new(screen: Screen) -> Self {
+    pub fn new(screen: Screen) -> Self {
         Self { screen, bar: None, first: None, line: None }
     }
 
     /// Shows how many images are done; to be called at each change.
-    pub(crate) fn show(&mut self, tally: &LabelTally) {
+    pub fn show(&mut self, tally: &LabelTally) {
         let now = Instant::now();
         let (began, before) = *self.first.get_or_insert((now, tally.made));
         let rate = (tally.made - before) as f64 / (now - began).as_secs_f64();
@@ -44,7 +44,7 @@ impl LabelProgress {
     }
 
     /// Takes the bar away.
-    pub(crate) fn finish(&mut self) {
+    pub fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }

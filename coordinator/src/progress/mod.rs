@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::fmt::MakeWriter;
 
-pub(crate) use label::LabelProgress;
+pub use label::LabelProgress;
 
 /// Where lines go, and the bars that stand below them. Cheap to clone; give one to tracing as its writer
 /// (`.with_writer(screen.clone())`) and one to [`Progress`].
 #[derive(Clone)]
-pub(crate) struct Screen {
+pub struct Screen {
     /// None where there is no terminal to draw on.
     bars: Option<MultiProgress>,
     out: Arc<Mutex<dyn Write + Send>>,
@@ -24,7 +24,7 @@ pub(crate) struct Screen {
 
 impl Screen {
     /// Standard error, with bars if it is a terminal.
-    pub(crate) fn stderr() -> Self {
+    pub fn stderr() -> Self {
         let bars = io::stderr().is_terminal();
         Self::new(io::stderr(), bars.then(ProgressDrawTarget::stderr))
     }
@@ -35,7 +35,7 @@ impl Screen {
     }
 
     /// Writes a line above the bars. That nobody reads it is no reason to end a run: errors are dropped.
-    pub(crate) fn line(&self, line: &str) {
+    pub fn line(&self, line: &str) {
         let _ = self.write_whole(format!("{line}\n").as_bytes());
     }
 
@@ -61,7 +61,7 @@ impl<'a> MakeWriter<'a> for Screen {
 }
 
 /// One event of the log, written to the screen as a whole when it is complete.
-pub(crate) struct LogLine<'a> {
+pub struct LogLine<'a> {
     screen: &'a Screen,
     bytes: Vec<u8>,
 }
@@ -87,42 +87,42 @@ impl Drop for LogLine<'_> {
 
 /// A training step that is done.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct TrainStep {
+pub struct TrainStep {
     /// From 0.
-    pub(crate) epoch: u32,
+    pub epoch: u32,
     /// Steps of this epoch that are done, this one among them: 1 to `steps`.
-    pub(crate) done: u64,
+    pub done: u64,
     /// Steps of an epoch.
-    pub(crate) steps: u64,
+    pub steps: u64,
     /// Mean loss an image, nats.
-    pub(crate) loss: f64,
-    pub(crate) lr: f64,
+    pub loss: f64,
+    pub lr: f64,
     /// All workers together.
-    pub(crate) images_per_second: f64,
+    pub images_per_second: f64,
     /// Images of one step.
-    pub(crate) batch_size: u32,
+    pub batch_size: u32,
 }
 
 /// An epoch that is done, validation included.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct EpochDone {
+pub struct EpochDone {
     /// From 0.
-    pub(crate) epoch: u32,
+    pub epoch: u32,
     /// Mean loss an image over the epoch, nats.
-    pub(crate) train_loss: f64,
+    pub train_loss: f64,
     /// Of the validation images, nats.
-    pub(crate) val_loss: f64,
+    pub val_loss: f64,
     /// Percent, 0 to 100.
-    pub(crate) top1: f64,
+    pub top1: f64,
     /// Percent, 0 to 100.
-    pub(crate) top5: f64,
+    pub top5: f64,
     /// The best top1 so far and the epoch that reached it, from 0.
-    pub(crate) best: (f64, u32),
-    pub(crate) seconds: f64,
+    pub best: (f64, u32),
+    pub seconds: f64,
 }
 
 /// The run as it goes on.
-pub(crate) struct Progress {
+pub struct Progress {
     screen: Screen,
     /// Epochs of the run.
     epochs: u32,
@@ -140,12 +140,12 @@ enum Stage {
 
 impl Progress {
     /// Shows a run of `epochs` epochs on `screen`, with a line every `print_freq` steps where it has no bars.
-    pub(crate) fn new(screen: Screen, epochs: u32, print_freq: u64) -> Self {
+    pub fn new(screen: Screen, epochs: u32, print_freq: u64) -> Self {
         Self { screen, epochs, print_freq: print_freq.max(1), bar: None }
     }
 
     /// Shows a step; to be called at each.
-    pub(crate) fn train_step(&mut self, step: &TrainStep) {
+    pub fn train_step(&mut self, step: &TrainStep) {
         let label = format!("epoch {}/{}", step.epoch + 1, self.epochs);
         let rate = format!(
             "loss {:.3}  lr {}  {:.0} img/s  eta {}",
@@ -163,7 +163,7 @@ impl Progress {
     }
 
     /// Shows how many of the `total` validation images of an epoch (from 0) are done.
-    pub(crate) fn validating(&mut self, epoch: u32, done: u64, total: u64) {
+    pub fn validating(&mut self, epoch: u32, done: u64, total: u64) {
         if let Some(bar) = self.bar(Stage::Validate(epoch), "validation", total) {
             bar.set_message("images");
             bar.set_position(done);
@@ -171,7 +171,7 @@ impl Progress {
     }
 
     /// Ends an epoch with a line that stays.
-    pub(crate) fn epoch_done(&mut self, done: &EpochDone) {
+    pub fn epoch_done(&mut self, done: &EpochDone) {
         self.finish();
         self.screen.line(&format!(
             "epoch {}/{}  train loss {:.3}  val loss {:.3}  top-1 {:.1}%  top-5 {:.1}%  (best {:.1}% at epoch {})  {}",
@@ -188,7 +188,7 @@ impl Progress {
     }
 
     /// Takes the bar away: the run is over, or something else is to be shown.
-    pub(crate) fn finish(&mut self) {
+    pub fn finish(&mut self) {
         if let Some((_, bar)) = self.bar.take() {
             bar.finish_and_clear();
         }

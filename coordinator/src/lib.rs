@@ -1,4 +1,5 @@
-//! The `coordinator` program: owns a training run.
+//! The coordinator: owns a training run. A library, so that tests and tools drive the parts that the program is
+//! made of; [`main`] is the program.
 //!
 //! - [`config`] reads the options, [`run_dir`] opens the run's folder and its [`journal`].
 //! - [`driver`] is the one task that owns the core; [`service`] is its gRPC side.
@@ -9,17 +10,17 @@
 
 mod admin;
 mod cli;
-mod config;
-mod driver;
-mod journal;
+pub mod config;
+pub mod driver;
+pub mod journal;
 mod label;
 mod launch;
-mod metrics;
-mod progress;
-mod report;
+pub mod metrics;
+pub mod progress;
+pub mod report;
 mod run;
 mod run_dir;
-mod service;
+pub mod service;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -30,7 +31,8 @@ use progress::Screen;
 /// Wrong usage: a flag or an option that cannot be.
 const USAGE: u8 = 2;
 
-fn main() -> ExitCode {
+/// The program, from its command line to its exit code.
+pub fn main() -> ExitCode {
     launch::become_worker_if_asked();
     let (overrides, rest) = match config::split_dotted(std::env::args_os()) {
         Ok(split) => split,
