@@ -1,12 +1,12 @@
 //! The coordinator: owns a training run. A library, so that tests and tools drive the parts that the program is
 //! made of; [`main`] is the program.
 //!
-//! - [`config`] reads the options, [`run_dir`] opens the run's folder and its [`journal`].
+//! - [`config`] reads the options, `run_dir` opens the run's folder and its [`journal`].
 //! - [`driver`] is the one task that owns the core; [`service`] is its gRPC side.
 //! - [`report`] shows what the core observes, through [`progress`] and [`metrics`].
-//! - [`launch`] starts and watches workers on this machine.
-//! - [`admin`] is the other side: `coordinator status`, `stop` and `checkpoint`.
-//! - [`label`] has workers make label maps in place of a run.
+//! - `launch` starts and watches workers on this machine.
+//! - `admin` is the other side: `coordinator status`, `stop` and `checkpoint`.
+//! - `label` has workers make label maps in place of a run.
 
 mod admin;
 mod cli;

@@ -21,8 +21,11 @@ fn scratch() -> Scratch {
     Scratch::with_data(IMAGES, 8)
 }
 
+/// By epoch and step.
+type BySteps<T> = BTreeMap<(u64, u64), T>;
+
 /// What the disturbed runs have to equal: one worker that nobody disturbs.
-fn undisturbed(scratch: &Scratch) -> (BTreeMap<(u64, u64), Vec<u64>>, BTreeMap<(u64, u64), f64>) {
+fn undisturbed(scratch: &Scratch) -> (BySteps<Vec<u64>>, BySteps<f64>) {
     let mut command = scratch.elastic("undisturbed", 1, 1, ANY);
     command.args(["--local", "--threads", "1", "--optim.epochs", "2"]);
     let ended = run(command);

@@ -81,7 +81,8 @@ fn a_cut_between_two_workers_costs_one_of_them() {
     cluster.net.cut(0, 1, true);
     // Both are heard of; their kernels do not answer each other, and then they do not find each other.
     wait_for(&mut cluster.coordinator, "left the ring");
-    wait_for(&mut cluster.coordinator, "going on without worker 1");
+    // Which of the two it is depends on who notices first.
+    wait_for(&mut cluster.coordinator, "going on without worker ");
     wait_for(&mut cluster.coordinator, ": 2 workers, going on in memory");
     cluster.net.cut(0, 1, false);
     wait_for(&mut cluster.coordinator, "is back on cpu");

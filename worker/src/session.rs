@@ -1,4 +1,4 @@
-//! The stream to the coordinator. A thread of its own ([`link`]) keeps it alive with heartbeats, whatever the
+//! The stream to the coordinator. A thread of its own (`session/link.rs`) keeps it alive with heartbeats, whatever the
 //! training thread is doing, opens another where it breaks, hands orders over in their sequence, and makes a
 //! collective that is under way give up as soon as its generation is over.
 

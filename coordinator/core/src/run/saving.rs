@@ -120,7 +120,8 @@ impl Run {
         match (last, another) {
             (false, _) => {
                 self.warn(format!(
-                    "{who} could not write a checkpoint: {reason}; {kept}; training goes on, and the next one is tried                      when it is due"
+                    "{who} could not write a checkpoint: {reason}; {kept}; training goes on, and the next one is tried \
+                     when it is due"
                 ));
                 if let Phase::Training { epoch, .. } = self.phase {
                     self.assign_within_epoch(Position { epoch, ..self.shown.unwrap_or_default() });
