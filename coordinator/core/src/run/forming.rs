@@ -272,7 +272,7 @@ impl Run {
         }
         self.formations.failed = 0;
         self.decide_after_a_loss(format!(
-            "falling back to the checkpoint before {file}, which cannot be used: {reason}"
+            "checkpoint {file} cannot be used: {reason}; falling back to the one before"
         ));
         self.dissolve("falling back to the checkpoint before".into());
         if let Phase::Gathering { since, asked } = &mut self.phase {
