@@ -5,6 +5,8 @@
 
 mod convert;
 mod labelling;
+pub mod security;
+mod text;
 
 /// Generated from `proto/relabel/v1/*.proto`.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used)]
@@ -14,6 +16,7 @@ pub mod v1 {
 
 pub use convert::{FirstMessage, Invalid, Told, Welcome, from_worker, hello, status, to_worker, welcome};
 pub use labelling::{LabelHello, ToLabeller, from_labeller, label_hello, to_labeller};
+pub use text::sentence;
 
 /// The version that coordinator and workers must share: the protocol and the meaning of every option
 /// move with it.
