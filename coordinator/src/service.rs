@@ -15,6 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::driver::{Input, Queue};
+use crate::security::limits::Paced;
 
 /// How long a stream may stay open without its Hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
@@ -55,7 +56,7 @@ impl Session for SessionService {
         &self,
         request: Request<Streaming<v1::WorkerMessage>>,
     ) -> Result<Response<Self::JoinStream>, Status> {
-        let mut inbound = request.into_inner();
+        let mut inbound = Paced::new(request.into_inner());
         let first = tokio::time::timeout(HELLO_DEADLINE, inbound.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no Hello came"))??
@@ -82,7 +83,7 @@ impl Session for SessionService {
 }
 
 /// Turns what a worker says into events, until its stream ends.
-async fn listen(worker: WorkerId, mut inbound: Streaming<v1::WorkerMessage>, queue: Queue) {
+async fn listen(worker: WorkerId, mut inbound: Paced<v1::WorkerMessage>, queue: Queue) {
     let reason = loop {
         let message = match inbound.message().await {
             Ok(Some(message)) => relabel_proto::from_worker(message),
@@ -114,7 +115,7 @@ impl Admin for AdminService {
     async fn stop(&self, request: Request<v1::StopRequest>) -> Result<Response<v1::StopReply>, Status> {
         let reason = match request.into_inner().reason {
             reason if reason.is_empty() => "asked to stop".into(),
-            reason => reason,
+            reason => relabel_proto::sentence(&reason),
         };
         self.queue.put(Input::Event(Event::Stop { reason })).await.map_err(|_| over())?;
         Ok(Response::new(v1::StopReply {}))

@@ -1,12 +1,12 @@
 //! The policy: a worker that a signal has killed is started again, one that has failed ends the run.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Exit, LaunchError, LocalOptions, LocalWorkers, Task};
+use crate::security::LocalAccess;
 
 /// How often one rank is started again before the run is given up.
 const RESTARTS: u32 = 3;
@@ -18,21 +18,21 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    /// Starts `n` workers of `program`, as [`super::worker_program`] finds it, that reach the coordinator at
-    /// `address`.
+    /// Starts `n` workers of `program`, as [`super::worker_program`] finds it, that come in by
+    /// `home`.
     pub(crate) async fn start(
         program: PathBuf,
         task: Task,
         n: u32,
         threads: Option<u32>,
-        address: SocketAddr,
+        home: &LocalAccess,
         run_dir: &Path,
     ) -> Result<Self, LaunchError> {
         let options = LocalOptions {
             task,
             n,
             worker: program,
-            url: format!("http://{address}"),
+            home: home.clone(),
             run_dir: run_dir.to_path_buf(),
             threads,
             extra: match task {
