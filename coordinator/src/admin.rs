@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use relabel_proto::security::Access;
+use relabel_proto::security::{Access, Unreached};
 use relabel_proto::v1::admin_client::AdminClient;
 use relabel_proto::v1::{StatusReply, StatusRequest, StopRequest};
 use tonic::transport::Channel;
@@ -24,10 +24,9 @@ struct Operator {
 impl Operator {
     async fn connect(target: &Target) -> Result<Self> {
         let access = target.access.to(&target.coordinator)?;
-        let connected = access.endpoint(PATIENCE).timeout(PATIENCE).connect().await;
-        let channel = connected.map_err(|error| match access.mistrust(&error) {
-            Some(words) => anyhow::anyhow!(words),
-            None => anyhow::anyhow!(
+        let channel = access.connect(PATIENCE, Some(PATIENCE)).await.map_err(|error| match error {
+            Unreached::Mistrust(words) => anyhow::anyhow!(words),
+            Unreached::Absent(_) => anyhow::anyhow!(
                 "no coordinator answers at {}: name it with --coordinator, or start one",
                 access.url()
             ),

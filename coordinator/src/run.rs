@@ -87,7 +87,8 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
     let (over, until_over) = tokio::sync::oneshot::channel::<()>();
     let routes = Routes::new(entrance.only_for(Role::Worker, session));
     let routes = routes.add_service(entrance.only_for(Role::Admin, admin));
-    let (address, url, home) = (entrance.address(), entrance.url(), entrance.for_children().cloned());
+    let (address, invitation) = (entrance.address(), entrance.invitation());
+    let home = entrance.for_children().cloned();
     let server = tokio::spawn(entrance.serve(routes, dead_after, async {
         // Dropped or sent, it is over.
         let _ = until_over.await;
@@ -99,7 +100,7 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
             Some(Local::start(program, Task::Train, args.workers, args.threads, &home, &run_dir).await?)
         }
         None => {
-            tracing::info!("waiting for {} workers: worker --coordinator {url}", args.workers);
+            tracing::info!("waiting for {} workers: worker {invitation}", args.workers);
             None
         }
     };

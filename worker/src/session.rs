@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use relabel_core::{FromWorker, Generation, Hello, ToWorker};
+use relabel_proto::security::{Access, Unreached};
 use relabel_proto::v1::session_client::SessionClient;
-use relabel_proto::{MAX_MESSAGE, Told, Welcome, v1};
+use relabel_proto::{MAX_MESSAGE, Told, Welcome, sentence, v1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use crate::collective::AbortHandle;
@@ -20,14 +21,16 @@ use crate::collective::AbortHandle;
 /// Pauses between attempts to reach the coordinator: from the first, doubling, to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
 
+/// Silence of the connection after which the coordinator counts as gone: the default of `cluster.dead_after`, which is
+/// not known before it has answered.
+const DEAD_AFTER: Duration = Duration::from_secs(4);
+
 /// Reports that may wait for the network.
 const OUTBOX: usize = 1024;
 
 /// Why there is no session, or none any more.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    #[error("`{url}` is not the address of a coordinator: it should look like http://host:4747 ({reason})")]
-    Address { url: String, reason: String },
     #[error(
         "no coordinator answered at {url} within {} s (--connect-timeout): start it first, or name it with \
          --coordinator ({reason})",
@@ -36,6 +39,8 @@ pub enum SessionError {
     Unreachable { url: String, waited: Duration, reason: String },
     #[error("the coordinator refused this worker: {0}")]
     Refused(String),
+    #[error("{0}")]
+    Mistrust(String),
     #[error("the coordinator sent a message that makes no sense: {0}")]
     Nonsense(#[from] relabel_proto::Invalid),
     #[error("the coordinator is gone ({0}); start it again with --resume, then this worker")]
@@ -97,20 +102,18 @@ impl Fence {
 }
 
 impl Session {
-    /// Reaches the coordinator at `url`, retrying with growing pauses for up to `patience`, and is seated.
+    /// Reaches the coordinator by `access`, retrying with growing pauses for up to `patience`, and is seated.
     ///
     /// # Errors
-    /// If the address is wrong, nobody answers, or the worker is refused (another version, a rank that is
-    /// taken or does not exist, no free seat).
-    pub fn open(url: &str, hello: Hello, patience: Duration) -> Result<(Self, Welcome), SessionError> {
-        let endpoint = endpoint(url)?;
+    /// If nobody answers, the two do not trust each other, or the worker is refused (another token or version, a rank
+    /// that is taken or does not exist, no free seat).
+    pub fn open(access: &Access, hello: Hello, patience: Duration) -> Result<(Self, Welcome), SessionError> {
         let (orders_in, orders) = std_mpsc::channel();
         let (welcomed, welcome) = std_mpsc::channel();
         let (outbox, outgoing) = mpsc::channel(OUTBOX);
         let fence = Fence::default();
         let task = Task {
-            url: url.to_string(),
-            endpoint,
+            access: access.clone(),
             patience,
             outbox: outbox.clone(),
             orders: orders_in,
@@ -160,8 +163,7 @@ impl Session {
 
 /// What runs on the session's thread.
 struct Task {
-    url: String,
-    endpoint: Endpoint,
+    access: Access,
     patience: Duration,
     outbox: mpsc::Sender<v1::WorkerMessage>,
     orders: std_mpsc::Sender<Result<ToWorker, SessionError>>,
@@ -204,11 +206,13 @@ impl Task {
         hello: Hello,
         outgoing: mpsc::Receiver<v1::WorkerMessage>,
     ) -> Result<(Welcome, Streaming<v1::CoordinatorMessage>), SessionError> {
-        let channel = connect(&self.endpoint, &self.url, self.patience).await?;
+        let channel = connect(&self.access, self.patience).await?;
         let mut client = SessionClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         // The channel is empty: this cannot wait, and the Hello is the first message.
         let _ = self.outbox.send(hello.into()).await;
-        let mut inbound = client.join(ReceiverStream::new(outgoing)).await.map_err(refusal)?.into_inner();
+        let request = self.access.request(ReceiverStream::new(outgoing));
+        let refusal = |status| refusal(&self.access, status);
+        let mut inbound = client.join(request).await.map_err(refusal)?.into_inner();
         let first = inbound.message().await.map_err(refusal)?;
         let first = first.ok_or_else(|| SessionError::Lost("it ended the stream at once".into()))?;
         match relabel_proto::to_worker(first)? {
@@ -237,9 +241,9 @@ impl Task {
                 Ok(Some(message)) => relabel_proto::to_worker(message),
                 Ok(None) => return SessionError::Lost("it closed the stream".into()),
                 Err(status) if status.code() == Code::Aborted => {
-                    return SessionError::Refused(status.message().to_string());
+                    return SessionError::Refused(sentence(status.message()));
                 }
-                Err(status) => return SessionError::Lost(status.message().to_string()),
+                Err(status) => return SessionError::Lost(sentence(status.message())),
             };
             let order = match order {
                 Ok(Told::Order(order)) => order,
@@ -259,17 +263,18 @@ impl Task {
 }
 
 /// Reaches the coordinator, retrying with growing pauses for up to `patience`.
-pub(crate) async fn connect(
-    endpoint: &Endpoint,
-    url: &str,
-    patience: Duration,
-) -> Result<Channel, SessionError> {
+///
+/// # Errors
+/// Nobody answers, or the two do not trust each other, which would be the same at every attempt.
+pub(crate) async fn connect(access: &Access, patience: Duration) -> Result<Channel, SessionError> {
+    let url = access.url();
     let began = Instant::now();
     let mut pause = PAUSES.0;
     loop {
-        let reason = match endpoint.connect().await {
+        let reason = match access.connect(DEAD_AFTER, None).await {
             Ok(channel) => return Ok(channel),
-            Err(error) => root_cause(&error),
+            Err(Unreached::Mistrust(words)) => return Err(SessionError::Mistrust(words)),
+            Err(Unreached::Absent(reason)) => reason,
         };
         if began.elapsed() + pause > patience {
             return Err(SessionError::Unreachable { url: url.to_owned(), waited: patience, reason });
@@ -280,48 +285,17 @@ pub(crate) async fn connect(
     }
 }
 
-/// Where `url` leads, and how a stream there is kept alive.
-///
-/// # Errors
-/// An address that cannot be.
-pub(crate) fn endpoint(url: &str) -> Result<Endpoint, SessionError> {
-    Ok(address(url)?
-        .connect_timeout(Duration::from_secs(5))
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(20))
-        .keep_alive_while_idle(true))
-}
-
-/// Where `url` leads; one without a scheme is taken for `http://`, one without a port for the default one.
-fn address(url: &str) -> Result<Endpoint, SessionError> {
-    let whole = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-    let wrong = |reason: String| SessionError::Address { url: url.into(), reason };
-    let endpoint = Endpoint::from_shared(whole).map_err(|error| wrong(root_cause(&error)))?;
-    match (endpoint.uri().scheme_str(), endpoint.uri().host()) {
-        (Some("http"), Some(host)) if !host.is_empty() => match endpoint.uri().port_u16() {
-            Some(_) => Ok(endpoint),
-            None => Endpoint::from_shared(format!("http://{host}:{}", relabel_proto::DEFAULT_PORT))
-                .map_err(|error| wrong(root_cause(&error))),
-        },
-        (Some("http"), _) => Err(wrong("it names no host".into())),
-        (scheme, _) => Err(wrong(format!("{} is not supported", scheme.unwrap_or("no scheme")))),
-    }
-}
-
-/// Waits until the host of `url` has an address, retrying like [`Session::open`]: a service's name may come
+/// Waits until the coordinator's host has an address, retrying like [`Session::open`]: a service's name may come
 /// after its users. The socket address of its first record.
 ///
 /// # Errors
-/// An address that cannot be, or a name that stays unknown for `patience`.
-pub fn resolve(url: &str, patience: Duration) -> Result<SocketAddr, SessionError> {
-    let endpoint = address(url)?;
-    let host = endpoint.uri().host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-    let port = endpoint.uri().port_u16().unwrap_or(relabel_proto::DEFAULT_PORT);
+/// A name that stays unknown for `patience`.
+pub fn resolve(access: &Access, patience: Duration) -> Result<SocketAddr, SessionError> {
+    let (url, (host, port)) = (access.url(), access.host_and_port());
     let began = Instant::now();
     let mut pause = PAUSES.0;
     loop {
-        let reason = match (host.as_str(), port).to_socket_addrs().map(|mut all| all.next()) {
+        let reason = match (host, port).to_socket_addrs().map(|mut all| all.next()) {
             Ok(Some(address)) => return Ok(address),
             Ok(None) => "the name has no address".to_owned(),
             Err(error) => error.to_string(),
@@ -342,24 +316,18 @@ fn heartbeat_interval(config: &str) -> Duration {
 }
 
 /// What the status means that a stream could not be opened with.
-pub(crate) fn refusal(status: Status) -> SessionError {
+pub(crate) fn refusal(access: &Access, status: Status) -> SessionError {
+    if let Some(words) = access.mistrust(&status) {
+        return SessionError::Mistrust(words);
+    }
     match status.code() {
         Code::Unimplemented => SessionError::Refused(
             "it does something else: `worker` trains with `coordinator`, `worker label` labels with `coordinator label`"
                 .into(),
         ),
         Code::Unavailable | Code::Unknown | Code::Cancelled => {
-            SessionError::Lost(status.message().to_string())
+            SessionError::Lost(sentence(status.message()))
         }
-        _ => SessionError::Refused(status.message().to_string()),
+        _ => SessionError::Refused(sentence(status.message())),
     }
-}
-
-/// The innermost cause: the layers around it only say that something failed.
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

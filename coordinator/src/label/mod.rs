@@ -62,7 +62,8 @@ pub async fn run(args: LabelArgs, screen: Screen) -> Result<ExitCode> {
     let (queue, inputs) = mpsc::channel(QUEUE);
     let (over, until_over) = tokio::sync::oneshot::channel::<()>();
     let service = entrance.only_for(Role::Worker, service::service(queue, options.clone()));
-    let (address, url, home) = (entrance.address(), entrance.url(), entrance.for_children().cloned());
+    let (address, invitation) = (entrance.address(), entrance.invitation());
+    let home = entrance.for_children().cloned();
     let server = tokio::spawn(entrance.serve(Routes::new(service), DEAD_AFTER, async {
         // Dropped or sent, it is over.
         let _ = until_over.await;
@@ -80,7 +81,7 @@ pub async fn run(args: LabelArgs, screen: Screen) -> Result<ExitCode> {
             Some(Local::start(program, Task::Label, workers, args.threads, &home, &folder).await?)
         }
         None => {
-            tracing::info!("waiting for workers: worker label --coordinator {url}");
+            tracing::info!("waiting for workers: worker label {invitation}");
             None
         }
     };

@@ -90,6 +90,7 @@ pub struct Entrance {
     listener: TcpListener,
     address: SocketAddr,
     tls: Option<TlsAcceptor>,
+    asks_certificates: bool,
     /// Where local workers come in: past TLS, as no certificate can be expected to be for this machine's loopback address.
     children: Option<TcpListener>,
     local: Option<LocalAccess>,
@@ -142,6 +143,7 @@ impl Entrance {
             listener,
             address,
             tls,
+            asks_certificates: args.tls_client_ca.is_some(),
             children,
             local,
             policy,
@@ -155,10 +157,18 @@ impl Entrance {
         self.address
     }
 
-    /// What a worker on another host names by `--coordinator`, but for this host's name.
-    pub fn url(&self) -> String {
+    /// The flags of a worker on another host, but for this host's name and the names of its files.
+    pub fn invitation(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        format!("{scheme}://HOST:{}", self.address.port())
+        let mut flags = format!("--coordinator {scheme}://HOST:{}", self.address.port());
+        for (asked, more) in [
+            (self.tls.is_some(), " --tls-ca FILE"),
+            (self.asks_certificates, " --tls-cert FILE --tls-key FILE"),
+            (self.policy.join.is_some(), " --join-token-file FILE"),
+        ] {
+            flags += if asked { more } else { "" };
+        }
+        flags
     }
 
     /// How local workers come in, where they were announced.

@@ -9,9 +9,6 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::version::TLS13;
 use tokio_rustls::TlsAcceptor;
 
-/// What HTTP/2 is called in the handshake.
-const H2: &[u8] = b"h2";
-
 /// Shows the certificate in `cert`; with `client_ca`, asks for one that it signed.
 ///
 /// # Errors
@@ -42,6 +39,6 @@ pub(super) fn acceptor(
     };
     let (chain, private) = tls::own_certificate(cert, key)?;
     let mut config = builder.with_single_cert(chain, private).map_err(unusable)?;
-    config.alpn_protocols = vec![H2.to_vec()];
+    config.alpn_protocols = vec![tls::H2.to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }

@@ -7,16 +7,19 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use tonic::transport::Endpoint;
+use rustls::pki_types::ServerName;
+use tonic::transport::{Channel, Endpoint};
 
+mod connector;
 pub mod tls;
 pub mod token;
 
 pub use token::{ADMIN_TOKEN, AccessToken, JOIN_TOKEN};
 
 use crate::DEFAULT_PORT;
+use connector::Connector;
 
-/// For a TCP connection, and again for the TLS handshake on it.
+/// For a TCP connection and the TLS handshake on it.
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// What is wrong with how a program is to be let in. Each message is one line and says what to do; none has a secret
@@ -29,7 +32,7 @@ pub enum SecurityError {
         "{url} is to be reached by TLS: name the certificate that signed the coordinator's with --tls-ca FILE"
     )]
     NoCa { url: String },
-    #[error("--tls-ca is given, but {url} is not encrypted: use https://, or leave the --tls flags out")]
+    #[error("--tls flags are given, but {url} is not encrypted: use https://, or leave them out")]
     Unencrypted { url: String },
     #[error("cannot read {flag} {}: {source}", path.display())]
     Read { flag: &'static str, path: PathBuf, source: std::io::Error },
@@ -45,8 +48,6 @@ pub enum SecurityError {
     Token { origin: String, reason: &'static str },
     #[error("the join token and the admin token are the same: a worker could give the operator's orders")]
     SameTokens,
-    #[error("--tls-client-ca asks workers for certificates, which takes TLS: add --tls-cert and --tls-key")]
-    ClientCaAlone,
     #[error("cannot get random numbers from the system: {0}")]
     Random(#[source] getrandom::Error),
 }
@@ -116,8 +117,20 @@ impl AdminAccess {
 pub struct Access {
     url: String,
     endpoint: Endpoint,
+    tls: Option<Connector>,
     has_certificate: bool,
     token: Option<AccessToken>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreached {
+    /// The two ends do not trust each other. It would be the same at every attempt.
+    #[error("{0}")]
+    Mistrust(String),
+    /// Nobody was there, which may pass.
+    #[error("{0}")]
+    Absent(String),
 }
 
 impl Access {
@@ -145,17 +158,23 @@ impl Access {
         if endpoint.uri().port_u16().is_none() {
             endpoint = parsed(format!("{scheme}://{host}:{DEFAULT_PORT}"))?;
         }
-        match (encrypted, &tls.tls_ca) {
+        let connector = match (encrypted, &tls.tls_ca) {
             (true, None) => return Err(SecurityError::NoCa { url: url.into() }),
             (false, _) if tls.any() => return Err(SecurityError::Unencrypted { url: url.into() }),
+            (false, _) => None,
             (true, Some(ca)) => {
                 let config = tls::client(ca, tls.tls_cert.as_deref().zip(tls.tls_key.as_deref()))?;
-                let configured = endpoint.tls_config(config.timeout(CONNECT));
-                endpoint = configured.map_err(|error| wrong(&tls::root_cause(&error)))?;
+                let (host, port) = host_and_port(&endpoint);
+                let (host, port) = (host.to_owned(), port);
+                let name = ServerName::try_from(host.clone()).map_err(|error| wrong(&error.to_string()))?;
+                // The connector encrypts: what is above it takes the connection as it is.
+                let origin = endpoint.uri().clone();
+                endpoint = parsed(format!("http://{}", origin.authority().map_or("", |host| host.as_str())))?
+                    .origin(origin);
+                Some(Connector { host, port, name, config })
             }
-            (false, _) => {}
-        }
-        Ok(Self { url: url.into(), endpoint, has_certificate: tls.tls_cert.is_some(), token })
+        };
+        Ok(Self { url: url.into(), endpoint, tls: connector, has_certificate: tls.tls_cert.is_some(), token })
     }
 
     /// The address as it was given.
@@ -165,19 +184,34 @@ impl Access {
 
     /// The host's name or address, without an IPv6 address's brackets, and the port.
     pub fn host_and_port(&self) -> (&str, u16) {
-        let uri = self.endpoint.uri();
-        (uri.host().unwrap_or_default().trim_matches(['[', ']']), uri.port_u16().unwrap_or(DEFAULT_PORT))
+        host_and_port(&self.endpoint)
     }
 
-    /// A connection that is to be made. One whose other end is gone without a word is seen to be after `dead_after`.
-    pub fn endpoint(&self, dead_after: Duration) -> Endpoint {
-        self.endpoint
+    /// Connects, once. A connection whose other end is gone without a word is seen to be after `dead_after`; a call on
+    /// it takes `limit` at most, if there is one.
+    ///
+    /// # Errors
+    /// Nobody answers, or the two ends do not trust each other.
+    pub async fn connect(&self, dead_after: Duration, limit: Option<Duration>) -> Result<Channel, Unreached> {
+        let mut endpoint = self
+            .endpoint
             .clone()
             .connect_timeout(CONNECT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(dead_after / 2)
             .keep_alive_timeout(dead_after / 2)
-            .keep_alive_while_idle(true)
+            .keep_alive_while_idle(true);
+        if let Some(limit) = limit {
+            endpoint = endpoint.timeout(limit);
+        }
+        let connected = match &self.tls {
+            Some(connector) => endpoint.connect_with_connector(connector.clone()).await,
+            None => endpoint.connect().await,
+        };
+        connected.map_err(|error| match self.mistrust(&error) {
+            Some(words) => Unreached::Mistrust(words),
+            None => Unreached::Absent(tls::root_cause(&error)),
+        })
     }
 
     /// A request that shows the token, if there is one.
@@ -194,6 +228,12 @@ impl Access {
     pub fn mistrust(&self, error: &(dyn std::error::Error + 'static)) -> Option<String> {
         tls::mistrust(error, &self.url, self.host_and_port().0, self.has_certificate)
     }
+}
+
+/// Where an endpoint is: its host without brackets, and its port.
+fn host_and_port(endpoint: &Endpoint) -> (&str, u16) {
+    let uri = endpoint.uri();
+    (uri.host().unwrap_or_default().trim_matches(['[', ']']), uri.port_u16().unwrap_or(DEFAULT_PORT))
 }
 
 #[cfg(test)]

@@ -2,11 +2,12 @@
 
 use std::error::Error;
 use std::path::Path;
+use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{AlertDescription, CertificateError, RootCertStore};
-use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+use rustls::version::TLS13;
+use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 
 use super::SecurityError;
 use crate::text::sentence;
@@ -15,23 +16,29 @@ use crate::text::sentence;
 const CERT: &str = "--tls-cert";
 const KEY: &str = "--tls-key";
 
+/// What HTTP/2 is called in a handshake.
+pub const H2: &[u8] = b"h2";
+
 /// A client that trusts what `ca` signed and nothing else, and shows the certificate of `own` (and its key) where it is
 /// asked for one.
 ///
 /// # Errors
-/// Files that cannot be read, or hold something else.
-pub(super) fn client(ca: &Path, own: Option<(&Path, &Path)>) -> Result<ClientTlsConfig, SecurityError> {
-    let (_, pem) = certificates("--tls-ca", ca)?;
-    let config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
-    Ok(match own {
+/// Files that cannot be read, hold something else, or do not belong together.
+pub(super) fn client(ca: &Path, own: Option<(&Path, &Path)>) -> Result<Arc<ClientConfig>, SecurityError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let unusable = |error: rustls::Error| unusable("--tls-ca", ca, &error);
+    let builder =
+        ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&TLS13]).map_err(unusable)?;
+    let builder = builder.with_root_certificates(authorities("--tls-ca", ca)?);
+    let mut config = match own {
         Some((cert, key)) => {
-            let (chain, cert_pem) = certificates(CERT, cert)?;
-            let key_pem = read(KEY, key)?;
-            check_pair(chain, private_key(key, &key_pem)?, cert, key)?;
-            config.identity(Identity::from_pem(cert_pem, key_pem))
+            let (chain, private) = own_certificate(cert, key)?;
+            builder.with_client_auth_cert(chain, private).map_err(unusable)?
         }
-        None => config,
-    })
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![H2.to_vec()];
+    Ok(Arc::new(config))
 }
 
 /// A program's own certificate, the ones that lead to its authority after it, and its key.
@@ -42,10 +49,17 @@ pub fn own_certificate(
     cert: &Path,
     key: &Path,
 ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), SecurityError> {
-    let (chain, _) = certificates(CERT, cert)?;
-    let key_pem = read(KEY, key)?;
-    check_pair(chain.clone(), private_key(key, &key_pem)?, cert, key)?;
-    Ok((chain, private_key(key, &key_pem)?))
+    let chain = certificates(CERT, cert)?;
+    let not_pem = |_| SecurityError::NotPem { flag: KEY, path: key.into(), wanted: "private key" };
+    let private = PrivateKeyDer::from_pem_slice(&read(KEY, key)?).map_err(not_pem)?;
+    let provider = rustls::crypto::ring::default_provider();
+    match rustls::sign::CertifiedKey::from_der(chain.clone(), private.clone_key(), &provider) {
+        Ok(_) => Ok((chain, private)),
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            Err(SecurityError::KeyMismatch { cert: cert.into(), key: key.into() })
+        }
+        Err(error) => Err(SecurityError::Key { path: key.into(), reason: error.to_string() }),
+    }
 }
 
 /// The authorities in the file that `flag` names.
@@ -54,7 +68,7 @@ pub fn own_certificate(
 /// A file that cannot be read or holds something else.
 pub fn authorities(flag: &'static str, path: &Path) -> Result<RootCertStore, SecurityError> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(flag, path)?.0 {
+    for certificate in certificates(flag, path)? {
         roots.add(certificate).map_err(|error| unusable(flag, path, &error))?;
     }
     Ok(roots)
@@ -64,15 +78,16 @@ fn read(flag: &'static str, path: &Path) -> Result<Vec<u8>, SecurityError> {
     std::fs::read(path).map_err(|source| SecurityError::Read { flag, path: path.into(), source })
 }
 
-fn unusable(flag: &'static str, path: &Path, error: &dyn Error) -> SecurityError {
-    SecurityError::Certificate { flag, path: path.into(), reason: error.to_string() }
+fn unusable(flag: &'static str, path: &Path, error: &rustls::Error) -> SecurityError {
+    let reason = match error {
+        rustls::Error::InvalidCertificate(bad) => in_words(bad),
+        other => other.to_string(),
+    };
+    SecurityError::Certificate { flag, path: path.into(), reason }
 }
 
-/// At least one certificate, and the file's contents.
-fn certificates(
-    flag: &'static str,
-    path: &Path,
-) -> Result<(Vec<CertificateDer<'static>>, Vec<u8>), SecurityError> {
+/// At least one certificate.
+fn certificates(flag: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, SecurityError> {
     let pem = read(flag, path)?;
     let found = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
     let found = found.ok().filter(|found| !found.is_empty());
@@ -81,32 +96,33 @@ fn certificates(
         let parsed = rustls::server::ParsedCertificate::try_from(certificate);
         parsed.map_err(|error| unusable(flag, path, &error))?;
     }
-    Ok((found, pem))
+    Ok(found)
 }
 
-fn private_key(path: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, SecurityError> {
-    let wanted = "private key";
-    PrivateKeyDer::from_pem_slice(pem).map_err(|_| SecurityError::NotPem {
-        flag: KEY,
-        path: path.into(),
-        wanted,
-    })
+/// What is wrong with a certificate by itself.
+fn in_words(bad: &CertificateError) -> String {
+    let words = bad.to_string();
+    if words.contains("CaUsedAsEndEntity") {
+        return "it is an authority's own; openssl makes another kind with \
+                `-addext basicConstraints=critical,CA:FALSE`"
+            .into();
+    }
+    if words.contains("UnsupportedCertVersion") {
+        return "it is of version 1; `openssl x509 -req` makes one of version 3 with `-copy_extensions copy`"
+            .into();
+    }
+    words
 }
 
-/// That the key is the certificate's.
-fn check_pair(
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-    cert_path: &Path,
-    key_path: &Path,
-) -> Result<(), SecurityError> {
-    let provider = rustls::crypto::ring::default_provider();
-    match rustls::sign::CertifiedKey::from_der(chain, key, &provider) {
-        Ok(_) => Ok(()),
-        Err(rustls::Error::InconsistentKeys(_)) => {
-            Err(SecurityError::KeyMismatch { cert: cert_path.into(), key: key_path.into() })
-        }
-        Err(error) => Err(SecurityError::Key { path: key_path.into(), reason: error.to_string() }),
+/// Names in a certificate without what the library writes around them: `DnsName("host")`.
+fn plain_names(names: &[String]) -> String {
+    let plain = |name: &String| {
+        let inner = name.rsplit_once('(').map(|(_, rest)| rest.trim_end_matches(')'));
+        inner.unwrap_or(name).trim_matches('"').to_owned()
+    };
+    match names {
+        [] => "none".into(),
+        names => names.iter().map(plain).collect::<Vec<_>>().join(", "),
     }
 }
 
@@ -158,17 +174,13 @@ pub(super) fn mistrust(
             Bad::NotValidForName => format!("the certificate of {url} is not for the name {host}"),
             Bad::NotValidForNameContext { presented, .. } => format!(
                 "the certificate of {url} is not for the name {host} but for {}",
-                if presented.is_empty() { "none".into() } else { presented.join(", ") }
+                plain_names(presented)
             ),
             Bad::Expired | Bad::ExpiredContext { .. } => format!("the certificate of {url} has expired"),
             Bad::NotValidYet | Bad::NotValidYetContext { .. } => {
                 format!("the certificate of {url} is not valid yet: is this host's clock right?")
             }
-            bad if bad.to_string().contains("CaUsedAsEndEntity") => format!(
-                "{url} shows the certificate of an authority: give the coordinator one that is not, as \
-                 `-addext basicConstraints=critical,CA:FALSE` has openssl make it"
-            ),
-            bad => format!("{url} shows a certificate that cannot be used: {bad}"),
+            bad => format!("{url} shows a certificate that cannot be used: {}", in_words(bad)),
         },
         rustls::Error::AlertReceived(Alert::CertificateRequired) => {
             format!("{url} lets in only those who show a certificate: name one with --tls-cert and --tls-key")
