@@ -108,7 +108,7 @@ fn in_words(bad: &CertificateError) -> String {
             .into();
     }
     if words.contains("UnsupportedCertVersion") {
-        return "it is of version 1; `openssl x509 -req` makes one of version 3 with `-copy_extensions copy`"
+        return "it is of version 1; `openssl x509 -req` makes one of version 3 where -extfile has it add anything"
             .into();
     }
     words

@@ -248,3 +248,28 @@ fn a_flood_of_connections_does_not_keep_the_ring_from_forming() {
         assert!(took.iter().all(|took| *took < Duration::from_secs(20)), "{took:?}");
     });
 }
+
+#[test]
+fn a_silent_crowd_does_not_push_out_who_has_said_its_hello() {
+    let (listeners, peers) = listeners(2);
+    std::thread::scope(|scope| {
+        let membership = Membership { rank: 0, peers: peers.clone(), generation: 7, token: TOKEN };
+        let listener = &listeners[0];
+        let ring = scope.spawn(move || Ring::connect(listener, &membership, PATIENT, AbortHandle::new()));
+
+        // Rank 1 by hand: it says its hello and then takes its time.
+        let member = Member { rank: 1, world: 2, generation: 7, token: TOKEN };
+        let mut dialer = dial(TcpStream::connect(peers[0]).unwrap(), member);
+        assert!(!dialer.advance().unwrap());
+        std::thread::sleep(Duration::from_millis(200));
+        let crowd: Vec<_> = (0..100).map(|_| TcpStream::connect(peers[0]).unwrap()).collect();
+        std::thread::sleep(Duration::from_millis(200));
+
+        let acceptor = accept(listeners[1].accept().unwrap().0, member);
+        let accepting = std::thread::spawn(move || finish(acceptor));
+        finish(dialer).unwrap();
+        accepting.join().unwrap().unwrap();
+        assert!(ring.join().unwrap().is_ok());
+        drop(crowd);
+    });
+}
