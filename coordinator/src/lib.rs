@@ -6,7 +6,7 @@
 //! - [`report`] shows what the core observes, through [`progress`] and [`metrics`].
 //! - [`launch`] starts and watches workers on this machine.
 //! - [`security`] is the port: who may come to it, and how much of them.
-//! - [`admin`] is the other side: `coordinator status` and `coordinator stop`.
+//! - [`admin`] is the other side: `coordinator status`, `stop` and `checkpoint`.
 //! - [`label`] has workers make label maps in place of a run.
 
 mod admin;
@@ -57,6 +57,7 @@ pub fn main() -> ExitCode {
         }
         Some(Command::Status(args)) => runtime.block_on(admin::status(args)),
         Some(Command::Stop(args)) => runtime.block_on(admin::stop(args)),
+        Some(Command::Checkpoint(args)) => runtime.block_on(admin::checkpoint(args)),
         Some(Command::Label(args)) => runtime.block_on(label::run(*args, screen)),
     };
     ended.unwrap_or_else(|error| {

@@ -6,6 +6,7 @@
 mod convert;
 mod labelling;
 pub mod security;
+mod status;
 mod text;
 
 /// Generated from `proto/relabel/v1/*.proto`.
@@ -14,8 +15,9 @@ pub mod v1 {
     tonic::include_proto!("relabel.v1");
 }
 
-pub use convert::{FirstMessage, Invalid, Told, Welcome, from_worker, hello, status, to_worker, welcome};
+pub use convert::{FirstMessage, Invalid, Told, Welcome, from_worker, hello, to_worker, welcome};
 pub use labelling::{LabelHello, ToLabeller, from_labeller, label_hello, to_labeller};
+pub use status::status;
 pub use text::sentence;
 
 /// The version that coordinator and workers must share: the protocol and the meaning of every option

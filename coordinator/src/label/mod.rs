@@ -78,7 +78,7 @@ pub async fn run(args: LabelArgs, screen: Screen) -> Result<ExitCode> {
         Some((program, home)) => {
             let folder = options.out.join(LOCAL);
             let workers = args.workers;
-            Some(Local::start(program, Task::Label, workers, args.threads, &home, &folder).await?)
+            Some(Local::start(program, Task::Label, workers, workers, args.threads, &home, &folder).await?)
         }
         None => {
             tracing::info!("waiting for workers: worker label {invitation}");

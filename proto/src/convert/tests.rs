@@ -30,14 +30,23 @@ fn what_a_worker_says_survives_the_wire() {
         val_fingerprint: "v".into(),
         classes: 3,
     };
+    let ms = Duration::from_millis;
+    let pace = core::Pace { steps: 3, compute: ms(30), data: ms(20), peers: ms(10) };
     for message in [
         FromWorker::Heartbeat,
         FromWorker::Indexed(dataset),
         FromWorker::Ready { generation, held: position, epoch_loss: Some(1.25) },
         FromWorker::RestoreFailed { generation, file: "f".into(), reason: "r".into() },
-        FromWorker::Progress { generation, position, steps: vec![report()] },
-        FromWorker::Held { generation, held: None, steps: vec![], reason: "r".into() },
-        FromWorker::Held { generation, held: Some(position), steps: vec![report()], reason: "r".into() },
+        FromWorker::Progress { generation, position, steps: vec![report()], pace },
+        FromWorker::Held { generation, held: None, steps: vec![], reason: "r".into(), blamed: None },
+        FromWorker::Held {
+            generation,
+            held: Some(position),
+            steps: vec![report()],
+            reason: "r".into(),
+            blamed: Some(Rank(2)),
+        },
+        FromWorker::Leaving { reason: "r".into() },
         FromWorker::Validating { generation, done: 7 },
         FromWorker::Validated { generation, part },
         FromWorker::CheckpointWritten { duty: DutyId(4), written },
@@ -52,7 +61,10 @@ fn formation() -> Formation {
     Formation {
         generation: Generation(2),
         rank: Rank(1),
-        peers: vec!["a:1".into(), "b:2".into()],
+        world: 2,
+        previous: "a:1".into(),
+        next: "a:1".into(),
+        transfer: true,
         token: Token([7; 32]),
         shard: 32..64,
         source: Rank(0),
@@ -72,6 +84,8 @@ fn what_a_worker_is_told_survives_the_wire() {
         ToWorker::Checkpoint { duty: DutyId(1), at, best: true, top1: Some(0.5) },
         ToWorker::Remove { files: vec!["f".into()] },
         ToWorker::Dissolve { generation, reason: "r".into() },
+        ToWorker::Drain { generation, reason: "r".into() },
+        ToWorker::Release { reason: "r".into() },
         ToWorker::Finish { outcome: Outcome::Done },
         ToWorker::Finish { outcome: Outcome::Interrupted { reason: "r".into(), saved: Some(at) } },
         ToWorker::Finish { outcome: Outcome::Failed { reason: "r".into() } },
@@ -105,14 +119,18 @@ fn nonsense_is_refused_and_named() {
     }
 
     let report = v1::StepReport { duration: f64::NAN, ..report().into() };
-    let progress =
-        v1::Progress { generation: 1, position: Some(v1::Position::default()), steps: vec![report] };
+    let progress = v1::Progress {
+        generation: 1,
+        position: Some(v1::Position::default()),
+        steps: vec![report],
+        ..Default::default()
+    };
     let message = v1::WorkerMessage { message: Some(Up::Progress(progress)) };
     assert!(from_worker(message).unwrap_err().to_string().contains("StepReport.duration"));
 
     let form = v1::Form {
         rank: 2,
-        peers: vec!["a:1".into(), "b:1".into()],
+        world: 2,
         token: vec![0; 32],
         position: Some(v1::Position::default()),
         ..Default::default()
@@ -132,6 +150,8 @@ fn how_a_worker_introduces_itself_is_checked_and_what_it_is_welcomed_with() {
         pid: 4321,
         device: "cuda:0".into(),
         ring_address: "10.0.0.7:33211".into(),
+        instance: 7,
+        standing: None,
     };
     let said = |hello: v1::Hello| hello_of(v1::WorkerMessage { message: Some(Up::Hello(hello)) });
     let first = said(good.clone()).unwrap();
@@ -168,8 +188,8 @@ fn how_a_worker_introduces_itself_is_checked_and_what_it_is_welcomed_with() {
     assert_eq!(told(good.clone()).unwrap(), Told::Welcome(good.clone()));
     assert!(told(Welcome { run_dir: "run".into(), ..good.clone() }).is_err(), "relative to which folder?");
     assert!(told(Welcome { run_id: forged, ..good }).is_err());
-    let peers = vec!["a:1".into(), "/etc/passwd".into()];
-    assert!(to_worker(ToWorker::Form(Formation { peers, ..formation() }).into()).is_err());
+    let next = "/etc/passwd".into();
+    assert!(to_worker(ToWorker::Form(Formation { next, ..formation() }).into()).is_err());
 }
 
 #[test]
@@ -187,4 +207,28 @@ fn reasons_come_as_one_line() {
         panic!("another message")
     };
     assert_eq!(outcome, Outcome::Failed { reason: heard });
+}
+
+#[test]
+fn a_worker_that_comes_back_says_where_it_stands() {
+    let standing = core::Standing {
+        run_id: "run".into(),
+        generation: Generation(4),
+        rank: Rank(1),
+        world: 2,
+        in_ring: true,
+        held: Some(Position { epoch: 1, step: 2 }),
+    };
+    let told = core::Hello {
+        rank: Some(Rank(5)),
+        host: "host".into(),
+        pid: 7,
+        device: "cpu".into(),
+        ring_address: "host:1".into(),
+        instance: u64::MAX,
+        standing: Some(standing.clone()),
+    };
+    assert_eq!(hello_of(told.clone().into()).unwrap().hello, told);
+    let wrong = core::Hello { standing: Some(core::Standing { rank: Rank(2), ..standing }), ..told };
+    assert!(hello_of(wrong.into()).is_err_and(|error| error.to_string().contains("Standing.rank")));
 }

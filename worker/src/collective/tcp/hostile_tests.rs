@@ -21,8 +21,12 @@ const FROM_DIALER: usize = 96;
 const FROM_ACCEPTOR: usize = 64;
 
 /// Only bounds how long a broken ring hangs the tests.
-const PATIENT: Timeouts =
-    Timeouts { form: Duration::from_secs(60), handshake: Duration::from_secs(60), silence: None };
+const PATIENT: Timeouts = Timeouts {
+    form: Duration::from_secs(60),
+    handshake: Duration::from_secs(60),
+    silence: None,
+    peer: Duration::from_secs(60),
+};
 
 /// Two ends of a connection.
 fn connection() -> (TcpStream, TcpStream) {
@@ -170,6 +174,12 @@ fn listeners(world: usize) -> (Vec<TcpListener>, Vec<SocketAddr>) {
     (listeners, peers)
 }
 
+/// One of two ranks.
+fn membership(rank: u32, peers: &[SocketAddr]) -> Membership {
+    let other = peers[1 - rank as usize];
+    Membership { rank, world: 2, previous: other, next: other, generation: 7, token: TOKEN }
+}
+
 /// Forms a ring of two on threads, sums over it, and returns how long rank 0 took.
 fn form(listeners: &[TcpListener], peers: &[SocketAddr], timeouts: Timeouts) -> Duration {
     let began = Instant::now();
@@ -177,7 +187,7 @@ fn form(listeners: &[TcpListener], peers: &[SocketAddr], timeouts: Timeouts) -> 
         let ranks: Vec<_> = (0..2)
             .map(|rank: u32| {
                 let listener = &listeners[rank as usize];
-                let membership = Membership { rank, peers: peers.to_vec(), generation: 7, token: TOKEN };
+                let membership = membership(rank, peers);
                 scope.spawn(move || {
                     let mut ring =
                         Ring::connect(listener, &membership, timeouts, AbortHandle::new()).unwrap();
@@ -210,8 +220,8 @@ fn one_who_speaks_slowly_is_shown_out_in_time() {
         began.elapsed()
     });
     // Rank 1 never comes, so that rank 0 is at its door all the time.
-    let membership = Membership { rank: 0, peers, generation: 7, token: TOKEN };
-    let timeouts = Timeouts { form: Duration::from_secs(3), handshake, silence: None };
+    let membership = membership(0, &peers);
+    let timeouts = Timeouts { form: Duration::from_secs(3), handshake, ..PATIENT };
     let error = Ring::connect(&listeners[0], &membership, timeouts, AbortHandle::new()).err().unwrap();
     assert!(error.to_string().contains("it did not finish the handshake in time"), "{error}");
     let lasted = speaking.join().unwrap();
@@ -253,7 +263,7 @@ fn a_flood_of_connections_does_not_keep_the_ring_from_forming() {
 fn a_silent_crowd_does_not_push_out_who_has_said_its_hello() {
     let (listeners, peers) = listeners(2);
     std::thread::scope(|scope| {
-        let membership = Membership { rank: 0, peers: peers.clone(), generation: 7, token: TOKEN };
+        let membership = membership(0, &peers);
         let listener = &listeners[0];
         let ring = scope.spawn(move || Ring::connect(listener, &membership, PATIENT, AbortHandle::new()));
 
