@@ -39,10 +39,12 @@ pub(super) fn connections(wanted: u32) -> usize {
     usize::try_from(u64::from(wanted).min(files.saturating_sub(OTHER_FILES).max(1))).unwrap_or(usize::MAX)
 }
 
-/// Half of the time after which an end counts as dead: a ping goes out after one half of silence, and its answer may
-/// take the other. Bounded to what makes sense of any number.
-pub(super) fn half_of(dead_after: Duration) -> Duration {
-    (dead_after / 2).clamp(Duration::from_millis(50), Duration::from_secs(3600))
+/// When to ask a connection for a sign of life, and how long to wait for it. The core is the first to know a silent
+/// worker for lost, after `dead_after`; the connection that it had goes half of that later, and so does one that has no
+/// worker. Bounded to what makes sense of any number.
+pub(super) fn pings(dead_after: Duration) -> (Duration, Duration) {
+    let wait = dead_after.clamp(Duration::from_millis(100), Duration::from_secs(3600));
+    (wait / 2, wait)
 }
 
 /// A stream of messages that is read no faster than it may send. Nothing is lost: what is not read fills the window of
@@ -139,9 +141,10 @@ mod tests {
     }
 
     #[test]
-    fn half_a_time_stays_within_what_makes_sense() {
-        assert_eq!(half_of(Duration::from_secs(4)), Duration::from_secs(2));
-        assert_eq!(half_of(Duration::ZERO), Duration::from_millis(50));
-        assert_eq!(half_of(Duration::MAX), Duration::from_secs(3600));
+    fn pings_stay_within_what_makes_sense() {
+        let seconds = Duration::from_secs_f64;
+        assert_eq!(pings(seconds(4.0)), (seconds(2.0), seconds(4.0)));
+        assert_eq!(pings(Duration::ZERO), (seconds(0.05), seconds(0.1)));
+        assert_eq!(pings(Duration::MAX), (seconds(1800.0), seconds(3600.0)));
     }
 }

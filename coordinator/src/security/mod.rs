@@ -182,7 +182,7 @@ impl Entrance {
     }
 
     /// Serves until `over`, and then until all connections are closed, those of strangers at once. A connection whose
-    /// other end is gone without a word is closed after `dead_after`.
+    /// other end is gone without a word is closed half as long again as `dead_after` later.
     ///
     /// # Errors
     /// As tonic's server fails.
@@ -195,12 +195,12 @@ impl Entrance {
         let reception =
             Reception { tls: self.tls, refusals: self.refusals, max_connections: self.max_connections };
         let (guests, closing) = reception.open(self.listener, self.children);
-        let half = limits::half_of(dead_after);
+        let (interval, timeout) = limits::pings(dead_after);
         Server::builder()
             .max_concurrent_streams(limits::STREAMS)
             .http2_max_header_list_size(limits::HEADER_BYTES)
-            .http2_keepalive_interval(Some(half))
-            .http2_keepalive_timeout(Some(half))
+            .http2_keepalive_interval(Some(interval))
+            .http2_keepalive_timeout(Some(timeout))
             .add_routes(routes)
             .serve_with_incoming_shutdown(guests, async move {
                 over.await;
