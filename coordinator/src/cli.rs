@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use relabel_config::LabelOptions;
+use relabel_config::{EvalOptions, LabelOptions};
 use relabel_proto::DEFAULT_PORT;
 
 use crate::config::{ConfigFile, help};
@@ -32,6 +32,8 @@ pub enum Command {
     Stop(StopArgs),
     /// Make the label maps of a data set with workers that come and go
     Label(Box<LabelArgs>),
+    /// Evaluate weights on one or more sets with workers that come and go
+    Eval(Box<EvalArgs>),
 }
 
 /// A run
@@ -78,6 +80,26 @@ fn default_address(local: bool) -> SocketAddr {
 pub struct LabelArgs {
     #[command(flatten)]
     pub options: LabelOptions,
+    #[command(flatten)]
+    pub lease: LeaseArgs,
+}
+
+/// An evaluation. Its numbers are those of `worker eval`, whatever the number of workers; all of them must see the
+/// weights and the sets under the same names.
+#[derive(Args)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub options: EvalOptions,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub lease: LeaseArgs,
+}
+
+/// The workers of a labelling or an evaluation.
+#[derive(Args)]
+pub struct LeaseArgs {
     /// Start workers too, on this machine; others may join
     #[arg(long)]
     pub local: bool,
@@ -90,9 +112,12 @@ pub struct LabelArgs {
     /// Address to listen on [default: 0.0.0.0:4747; with --local a free port of 127.0.0.1]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
+    /// Seconds without any worker, at the start and after the last was lost, before it fails
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub wait_for_workers: u64,
 }
 
-impl LabelArgs {
+impl LeaseArgs {
     pub fn listen(&self) -> SocketAddr {
         self.listen.unwrap_or_else(|| default_address(self.local))
     }

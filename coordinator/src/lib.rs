@@ -6,15 +6,15 @@
 //! - [`report`] shows what the core observes, through [`progress`] and [`metrics`].
 //! - [`launch`] starts and watches workers on this machine.
 //! - [`admin`] is the other side: `coordinator status` and `coordinator stop`.
-//! - [`label`] has workers make label maps in place of a run.
+//! - [`leases`] has workers make label maps or evaluate weights in place of a run.
 
 mod admin;
 mod cli;
 pub mod config;
 pub mod driver;
 pub mod journal;
-mod label;
 mod launch;
+mod leases;
 pub mod metrics;
 pub mod progress;
 pub mod report;
@@ -55,7 +55,8 @@ pub fn main() -> ExitCode {
         }
         Some(Command::Status(args)) => runtime.block_on(admin::status(args)),
         Some(Command::Stop(args)) => runtime.block_on(admin::stop(args)),
-        Some(Command::Label(args)) => runtime.block_on(label::run(*args, screen)),
+        Some(Command::Label(args)) => runtime.block_on(leases::label::run(*args, screen)),
+        Some(Command::Eval(args)) => runtime.block_on(leases::eval::run(*args, screen)),
     };
     ended.unwrap_or_else(|error| {
         let usage = error.is::<run_dir::RunDirError>() || error.is::<config::ConfigError>();

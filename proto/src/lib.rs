@@ -4,7 +4,9 @@
 //! peer leaves out or sets wrong is an [`Invalid`] that names the field.
 
 mod convert;
+mod evaluation;
 mod labelling;
+mod leases;
 
 /// Generated from `proto/relabel/v1/*.proto`.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used)]
@@ -13,7 +15,7 @@ pub mod v1 {
 }
 
 pub use convert::{FirstMessage, Invalid, Told, Welcome, from_worker, hello, status, to_worker, welcome};
-pub use labelling::{LabelHello, ToLabeller, from_labeller, label_hello, to_labeller};
+pub use leases::{LeaseHello, ToHolder, WireWork, from_holder, lease_hello, to_holder};
 
 /// The version that coordinator and workers must share: the protocol and the meaning of every option
 /// move with it.

@@ -37,7 +37,11 @@
 //! A stop while training dissolves the generation, a fault does by itself; what is held is saved, and the run
 //! ends as soon as that is committed.
 //!
-//! [`labelling`] decides likewise who makes which label maps, for `coordinator label`.
+//! # Work without a run
+//!
+//! [`leases`] decides likewise which worker has which range of samples where no step waits for all: for
+//! `coordinator label` ([`labelling`]) and for `coordinator eval` ([`evaluation`], whose sums and report are those of
+//! `worker eval` too).
 
 mod command;
 mod event;
@@ -47,8 +51,10 @@ mod settings;
 mod status;
 
 pub mod checkpoint;
+pub mod evaluation;
 pub mod history;
 pub mod labelling;
+pub mod leases;
 pub mod membership;
 pub mod shards;
 pub mod validation;

@@ -37,7 +37,7 @@ impl Local {
             threads,
             extra: match task {
                 Task::Train => vec!["--cpu".into()],
-                Task::Label => Vec::new(),
+                Task::Lease(_) => Vec::new(),
             },
         };
         Ok(Self { workers: LocalWorkers::start(options).await?, restarts: BTreeMap::new() })
