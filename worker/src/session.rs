@@ -345,7 +345,8 @@ fn heartbeat_interval(config: &str) -> Duration {
 pub(crate) fn refusal(status: Status) -> SessionError {
     match status.code() {
         Code::Unimplemented => SessionError::Refused(
-            "it does something else: `worker` trains with `coordinator`, `worker label` labels with `coordinator label`"
+            "it does something else: `worker` trains with `coordinator`, `worker label` labels with `coordinator \
+             label`, and `worker eval` evaluates with `coordinator eval`"
                 .into(),
         ),
         Code::Unavailable | Code::Unknown | Code::Cancelled => {

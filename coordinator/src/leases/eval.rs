@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use relabel_core::evaluation::corruption::Baseline;
-use relabel_core::evaluation::{EvalSet, Evaluation};
+use relabel_core::evaluation::{AskedSet, Evaluation};
 
 use tempfile::TempDir;
 
@@ -29,7 +29,7 @@ pub(crate) async fn run(args: EvalArgs, screen: Screen) -> Result<ExitCode> {
     let options = given.absolute().context("cannot tell the current folder")?;
     check_names(options.paths())?;
     // The report shows the folders as they were named.
-    let sets = given.sets.iter().map(|set| EvalSet { name: set.name.clone(), dir: set.dir.clone() });
+    let sets = given.sets.iter().map(|set| AskedSet { name: set.name.clone(), dir: set.dir.clone() });
     let names: Vec<&str> = given.sets.iter().map(|set| set.name.as_str()).collect();
     let job = Job {
         work: Evaluation::new(sets.collect()),

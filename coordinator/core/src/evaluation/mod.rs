@@ -29,7 +29,7 @@ use report::{CorruptedReport, Report, SetReport};
 
 /// A set that is to be evaluated.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EvalSet {
+pub struct AskedSet {
     /// What it is called in the report.
     pub name: String,
     /// Its folder, as the report shows it.
@@ -72,7 +72,7 @@ pub struct EvalSeen {
 /// What was found so far.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluation {
-    sets: Vec<EvalSet>,
+    sets: Vec<AskedSet>,
     /// What the first worker saw.
     seen: Option<EvalSeen>,
     /// By folder, and by the first image of the range.
@@ -81,7 +81,7 @@ pub struct Evaluation {
 
 impl Evaluation {
     /// Nothing is found yet on `sets`.
-    pub fn new(sets: Vec<EvalSet>) -> Self {
+    pub fn new(sets: Vec<AskedSet>) -> Self {
         Self { sets, seen: None, found: Vec::new() }
     }
 
@@ -153,7 +153,7 @@ impl Evaluation {
             }
         }
         let corrupted = corrupted.into_iter().map(|(set, corruptions)| {
-            let EvalSet { name, dir } = self.sets.get(set as usize)?.clone();
+            let AskedSet { name, dir } = self.sets.get(set as usize)?.clone();
             let mean = mean_error(&corruptions, &baseline);
             Some(CorruptedReport { name, path: dir.display().to_string(), corruptions, mean })
         });
@@ -163,7 +163,7 @@ impl Evaluation {
     }
 
     fn set_report(&self, folder: &Folder, found: Found, outputs: u64) -> Option<SetReport> {
-        let EvalSet { name, dir } = self.sets.get(folder.set as usize)?.clone();
+        let AskedSet { name, dir } = self.sets.get(folder.set as usize)?.clone();
         let path = if folder.below.is_empty() { dir } else { dir.join(&folder.below) };
         let (path, classes, restricted) = (path.display().to_string(), folder.classes, folder.restricted);
         Some(SetReport { name, path, classes, outputs, restricted, found })

@@ -67,9 +67,9 @@ fn seen() -> EvalSeen {
     }
 }
 
-fn sets() -> Vec<EvalSet> {
+fn sets() -> Vec<AskedSet> {
     ["imagenet", "c", "v2"]
-        .map(|name| EvalSet { name: name.into(), dir: format!("sets/{name}").into() })
+        .map(|name| AskedSet { name: name.into(), dir: format!("sets/{name}").into() })
         .into()
 }
 

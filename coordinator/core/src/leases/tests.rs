@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::evaluation::counts::{Counts, Found, RealCounts};
-use crate::evaluation::{EvalSeen, EvalSet, Evaluation, Folder};
+use crate::evaluation::{AskedSet, EvalSeen, Evaluation, Folder};
 use crate::labelling::{LabelReport, LabelSeen, Labelling};
 use crate::tests::Rng;
 
@@ -219,7 +219,7 @@ fn without_workers_it_ends_after_the_stated_time() {
 }
 
 fn evaluation(names: &[&str]) -> Evaluation {
-    Evaluation::new(names.iter().map(|&name| EvalSet { name: name.into(), dir: name.into() }).collect())
+    Evaluation::new(names.iter().map(|&name| AskedSet { name: name.into(), dir: name.into() }).collect())
 }
 
 fn eval_seen(folders: &[u64]) -> EvalSeen {

@@ -4,13 +4,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use relabel_core::evaluation::counts::Counts;
 use relabel_core::{FromWorker, Generation, Position, StepReport, shards, validation::Part};
 
 use super::{Member, Next, TrainError, Trainer};
 use crate::data::augment::{Augment, EvalTransform};
 use crate::data::cutmix::CutMix;
 use crate::data::loader::{Batch, EvalLoader, EvalPlan, TrainLoader, TrainPlan};
-use crate::eval::Counts;
+use crate::eval;
 use crate::train::learner::{StepError, Stepped};
 use crate::train::transfer::Tally;
 
@@ -174,7 +175,7 @@ impl Trainer<'_> {
             }
             let Some(batch) = loader.next() else { break };
             let batch = batch?;
-            counts.add(self.learner.validated(), &batch, size)?;
+            counts += eval::count(self.learner.validated(), &batch, size)?;
             loader.recycle(batch);
             if reported.elapsed() >= REPORT_EVERY {
                 self.session.reports().send(FromWorker::Validating { generation, done: counts.samples });
