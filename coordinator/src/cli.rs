@@ -31,8 +31,15 @@ pub enum Command {
     /// End a run after a checkpoint
     Stop(StopArgs),
     /// Make the label maps of a data set with workers that come and go
+    ///
+    /// Ended in any way, it is carried on by the same command. Workers are `worker label --coordinator URL`; all must
+    /// see the data, the weights and the folder of the maps under the same names.
     Label(Box<LabelArgs>),
     /// Evaluate weights on one or more sets with workers that come and go
+    ///
+    /// It prints what `worker eval` prints, whatever the number of workers (the last digits of a loss are those of
+    /// their processors and threads, as there). They are `worker eval --coordinator URL`; all must see the weights and
+    /// the sets under the same names.
     Eval(Box<EvalArgs>),
 }
 
@@ -74,8 +81,7 @@ fn default_address(local: bool) -> SocketAddr {
     }
 }
 
-/// A labelling. Ended in any way, it is carried on by the same command; all workers must see the data, the weights and
-/// the folder of the maps under the same names.
+/// A labelling
 #[derive(Args)]
 pub struct LabelArgs {
     #[command(flatten)]
@@ -84,8 +90,7 @@ pub struct LabelArgs {
     pub lease: LeaseArgs,
 }
 
-/// An evaluation. Its numbers are those of `worker eval`, whatever the number of workers; all of them must see the
-/// weights and the sets under the same names.
+/// An evaluation
 #[derive(Args)]
 pub struct EvalArgs {
     #[command(flatten)]

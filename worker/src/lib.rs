@@ -21,7 +21,7 @@ mod leases;
 pub mod model;
 pub mod optim;
 pub mod predict;
-mod print;
+pub mod print;
 mod progress;
 pub mod pt;
 pub mod session;

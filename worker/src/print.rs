@@ -1,4 +1,4 @@
-//! Reports go to standard output.
+//! Reports for standard output, and errors in a line.
 
 use std::io::{ErrorKind, Write as _};
 
@@ -13,4 +13,13 @@ pub(crate) fn print(text: &str) -> Result<()> {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("standard output"),
         _ => Ok(()),
     }
+}
+
+/// An error in one line: the causes after the words that they explain, but for those that these words tell already.
+pub fn one_line(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |line, cause| match line.as_str() {
+        "" => cause,
+        told if told.contains(&cause) => line,
+        told => format!("{told}: {cause}"),
+    })
 }

@@ -41,8 +41,12 @@ pub(crate) async fn run(args: EvalArgs, screen: Screen) -> Result<ExitCode> {
     let logs = logs.transpose().context("cannot make a folder for the logs of local workers")?;
     let folder = logs.as_ref().map_or(Path::new(""), TempDir::path);
     let Outcome { ended, work, tally, .. } = super::run(job, &args.lease, folder, &screen).await?;
-    // What the local workers have to say is of use only where they fail.
-    let ended = ended.inspect_err(|_| drop(logs.map(TempDir::keep)))?;
+    let ended = ended.inspect_err(|error| {
+        // The local workers' logs are of use only where the error names one.
+        if let Some(logs) = logs.filter(|logs| error.to_string().contains(&*logs.path().to_string_lossy())) {
+            let _ = logs.keep();
+        }
+    })?;
     match ended {
         Ended::Stopped(_) => {
             let what = format!("{} of {} images were evaluated", tally.done, tally.samples);

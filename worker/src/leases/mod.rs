@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use relabel_core::leases::{FromHolder, Piece, Work};
 use relabel_proto::WireWork;
 
+use crate::print::one_line;
 use crate::session::SessionError;
 pub(crate) use own::Own;
 use stream::{Order, Stream};
@@ -74,7 +75,7 @@ pub(crate) fn run<H: Holder>(url: &str, patience: Duration, threads: usize) -> R
             }
             Some(_) => return Err(error),
             None => {
-                stream.last_words(format!("{error:#}"), H::is_hopeless(&error));
+                stream.last_words(one_line(&error), H::is_hopeless(&error));
                 return Err(error);
             }
         }
