@@ -33,13 +33,16 @@ build() {
     cat > "$out/cmake" << EOF
 #!/bin/sh
 [ "\$1" = --build ] && exec "$real" "\$@"
-exec "$real" "\$@" "-DCMAKE_C_FLAGS_RELEASE=$flags" "-DCMAKE_C_FLAGS_RELWITHDEBINFO=$flags"
+exec "$real" "\$@" "-DCMAKE_C_FLAGS_RELEASE=$flags" "-DCMAKE_C_FLAGS_RELWITHDEBINFO=$flags" \
+    "-DCMAKE_EXE_LINKER_FLAGS=$PWD/$out/coverage.o"
 EOF
     chmod +x "$out/cmake"
+    # The programs that come with it want what it calls, too.
+    "${CC:-cc}" -c -O1 tests/fuzz/coverage.c -o "$out/coverage.o"
     # Without a sanitizer there is nothing that a stable toolchain lacks: all but a few blocks of the code is safe
     # Rust, whose faults are panics.
     CMAKE=$PWD/$out/cmake "$tool" fuzz build --fuzz-dir tests/fuzz --sanitizer none --target-dir "$out" \
-        2> "$out/build.log" || { cat "$out/build.log" >&2; die "the targets do not build"; }
+        2> "$out/build.log" || { tail -n 40 "$out/build.log" >&2; die "the targets do not build"; }
 }
 
 program() { printf '%s\n' "$out"/*/release/"$1" | head -n 1; }

@@ -87,8 +87,8 @@ fn images() {
         let name = file.file_name().unwrap().to_str().unwrap();
         seed(jpeg::TARGET.name, name, &[control, &std::fs::read(file).unwrap()]);
     }
-    // A line of so many pixels that its long side, were the short one of usual size, has no number of 32 bits.
-    for (name, width, height) in [("line.png", 20_000_000, 1), ("column.png", 1, 2_000_000)] {
+    // A resize makes pictures of one pixel in height as high as the network wants before it makes them narrower.
+    for (name, width, height) in [("line.png", 2_000_000, 1), ("column.png", 1, 2_000_000), ("longest.png", 65_535, 1)] {
         let mut png = std::io::Cursor::new(Vec::new());
         let pixels = image::GrayImage::new(width, height);
         let encoder = image::codecs::png::PngEncoder::new_with_quality(
