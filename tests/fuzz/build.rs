@@ -11,4 +11,5 @@ fn main() {
     println!("cargo:rustc-link-search=native={out}");
     // Whole: what calls it may stand before it or after it.
     println!("cargo:rustc-link-lib=static:+whole-archive=coverage");
+    println!("cargo:rustc-link-arg=-Wl,--wrap=__sanitizer_cov_trace_pc");
 }

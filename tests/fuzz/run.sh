@@ -34,7 +34,7 @@ build() {
 #!/bin/sh
 [ "\$1" = --build ] && exec "$real" "\$@"
 exec "$real" "\$@" "-DCMAKE_C_FLAGS_RELEASE=$flags" "-DCMAKE_C_FLAGS_RELWITHDEBINFO=$flags" \
-    "-DCMAKE_EXE_LINKER_FLAGS=$PWD/$out/coverage.o"
+    "-DCMAKE_EXE_LINKER_FLAGS=$PWD/$out/coverage.o -Wl,--wrap=__sanitizer_cov_trace_pc"
 EOF
     chmod +x "$out/cmake"
     # The programs that come with it want what it calls, too.

@@ -49,6 +49,11 @@ fn pickles() {
     for dtype in [Dtype::F16, Dtype::F32] {
         seed(label_map::TARGET.name, &format!("small-{dtype}"), &[&map().to_pt(dtype).unwrap()]);
     }
+    let mut extreme = map();
+    extreme.logits = [f32::MAX, f32::MIN, f32::MIN_POSITIVE].iter().copied().cycle().take(12).collect();
+    seed(label_map::TARGET.name, "extreme", &[&extreme.to_pt(Dtype::F32).unwrap()]);
+    let same = LabelMap { logits: vec![f32::MAX; 12], classes: vec![7; 12], ..map() };
+    seed(label_map::TARGET.name, "one-class", &[&same.to_pt(Dtype::F32).unwrap()]);
     let tensor = |key, shape| Value::Tensor(TensorRef::dense(key, Dtype::F32, shape).into());
     let text = |text: &str| Value::Str(text.into());
     let state = Value::Dict(vec![

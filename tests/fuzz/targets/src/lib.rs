@@ -30,7 +30,7 @@ pub struct Target {
     pub amplification: usize,
 }
 
-/// All of them. The first line of `tests/fuzz/run.sh` that is no comment has the same names.
+/// All of them; `tests/fuzz/run.sh` has the same names.
 pub const TARGETS: [&Target; 8] = [
     &label_map::TARGET,
     &pickle::TARGET,

@@ -144,6 +144,20 @@ fn weights_that_are_one_element_again_and_again() {
     check(&pickle::TARGET, "views", file.get_ref());
 }
 
+/// A name that begins as those of wrapped modules do, very many times.
+#[test]
+fn weights_of_a_module_that_is_wrapped_very_often() {
+    use worker::pt::pickle::{Dtype, TensorRef, Value};
+    let tensor = Value::Tensor(TensorRef::dense(0, Dtype::F32, vec![1]).into());
+    let name = "module.".repeat(1 << 20) + "weight";
+    let mut file = Cursor::new(Vec::new());
+    let root = Value::Dict(vec![(Value::Str(name.into()), tensor)]);
+    worker::pt::write(&mut file, &root, &[&[0; 4]]).unwrap();
+    let weights = worker::weights::parse("w.pth".as_ref(), file.get_ref().clone()).unwrap();
+    assert_eq!(weights.tensors[0].0, "weight");
+    check(&pickle::TARGET, "wrappings", file.get_ref());
+}
+
 /// A label map of one element that says it is as large as any.
 #[test]
 fn a_label_map_of_one_element() {

@@ -43,7 +43,10 @@ macro_rules! replayed {
 
         #[test]
         fn every_target_is_replayed() {
-            assert_eq!(TARGETS.map(|target| target.name).as_slice(), [$(stringify!($name)),*]);
+            let names = TARGETS.map(|target| target.name);
+            assert_eq!(names.as_slice(), [$(stringify!($name)),*]);
+            let script = include_str!("../../run.sh");
+            assert!(script.contains(&format!("\ntargets=({})\n", names.join(" "))), "run.sh has others");
         }
     };
 }
