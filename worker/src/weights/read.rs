@@ -138,11 +138,12 @@ fn finish(
     about: About,
 ) -> Result<Weights, WeightsError> {
     let mut prefix = String::new();
-    let all = |tensors: &StateDict, p: &str| tensors.iter().all(|(name, _)| name.starts_with(p));
-    while let Some(found) = PREFIXES.into_iter().find(|p| all(&tensors, p)) {
+    let all = |at: usize, p: &str| tensors.iter().all(|(name, _)| name[at..].starts_with(p));
+    while let Some(found) = PREFIXES.into_iter().find(|p| !tensors.is_empty() && all(prefix.len(), p)) {
         prefix.push_str(found);
-        tensors.iter_mut().for_each(|(name, _)| drop(name.drain(..found.len())));
     }
+    // Once, and not prefix by prefix: a name may have very many.
+    tensors.iter_mut().for_each(|(name, _)| drop(name.drain(..prefix.len())));
     let mut seen = BTreeSet::new();
     if let Some((name, _)) = tensors.iter().find(|(name, _)| !seen.insert(name)) {
         return Err(WeightsError::Twice { path: file.into(), name: name.clone() });
