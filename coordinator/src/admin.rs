@@ -1,16 +1,17 @@
-//! `coordinator status` and `coordinator stop`: the operator's side of a running coordinator.
+//! The operator's side of a running coordinator: the way to it, and `coordinator stop`.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use relabel_proto::v1::StopRequest;
 use relabel_proto::v1::admin_client::AdminClient;
-use relabel_proto::v1::{StatusReply, StatusRequest, StopRequest};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::cli::{StatusArgs, StopArgs, Target};
+use crate::cli::{StopArgs, Target};
 
-async fn connect(target: &Target) -> Result<AdminClient<Channel>> {
+/// Reaches the coordinator that was named.
+pub(crate) async fn connect(target: &Target) -> Result<AdminClient<Channel>> {
     let url = &target.coordinator;
     let endpoint = Endpoint::from_shared(url.clone())
         .with_context(|| format!("`{url}` is not an address: it should look like http://host:4747"))?
@@ -29,64 +30,4 @@ pub async fn stop(args: StopArgs) -> Result<ExitCode> {
     client.stop(request).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
     println!("the run will stop after a checkpoint");
     Ok(ExitCode::SUCCESS)
-}
-
-/// Prints how the run is doing.
-pub async fn status(args: StatusArgs) -> Result<ExitCode> {
-    let mut client = connect(&args.target).await?;
-    let reply =
-        client.status(StatusRequest {}).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
-    let status = reply.into_inner();
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&json(&status))?);
-    } else {
-        print!("{}", table(&status));
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn json(status: &StatusReply) -> serde_json::Value {
-    let position = |p: &Option<relabel_proto::v1::Position>| {
-        p.as_ref().map(|p| serde_json::json!({ "epoch": p.epoch, "step": p.step }))
-    };
-    let workers: Vec<_> = status
-        .workers
-        .iter()
-        .map(|w| {
-            serde_json::json!({
-                "rank": w.rank, "host": w.host, "pid": w.pid, "device": w.device,
-                "silent_seconds": w.silent, "position": position(&w.position),
-            })
-        })
-        .collect();
-    serde_json::json!({
-        "run_id": status.run_id, "run_dir": status.run_dir, "version": status.version,
-        "phase": status.phase, "reason": status.reason, "generation": status.generation,
-        "position": position(&status.position), "steps_per_epoch": status.steps_per_epoch,
-        "epochs": status.epochs, "world": status.world, "loss": status.loss,
-        "best_top1": status.best_top1, "checkpoint": status.checkpoint, "workers": workers,
-    })
-}
-
-fn table(status: &StatusReply) -> String {
-    let position = match (&status.position, status.steps_per_epoch) {
-        (Some(p), Some(steps)) => format!("epoch {}/{}, step {}/{steps}", p.epoch + 1, status.epochs, p.step),
-        _ => "not begun".into(),
-    };
-    let mut lines = vec![
-        format!("run        {} in {}", status.run_id, status.run_dir),
-        format!("phase      {} ({})", status.phase, status.reason),
-        format!("position   {position}, generation {}", status.generation),
-    ];
-    lines.extend(status.loss.map(|loss| format!("loss       {loss:.4}")));
-    lines.extend(status.best_top1.map(|top1| format!("best       {:.2}% top-1", 100.0 * top1)));
-    lines.extend(status.checkpoint.as_ref().map(|file| format!("checkpoint {file}")));
-    lines.push(format!("workers    {} of {}", status.workers.len(), status.world));
-    for w in &status.workers {
-        lines.push(format!(
-            "  rank {:<4} {} (process {}, {}), heard {:.1} s ago",
-            w.rank, w.host, w.pid, w.device, w.silent
-        ));
-    }
-    lines.join("\n") + "\n"
 }

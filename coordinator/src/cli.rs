@@ -8,6 +8,7 @@ use relabel_config::LabelOptions;
 use relabel_proto::DEFAULT_PORT;
 
 use crate::config::{ConfigFile, help};
+use crate::http;
 
 /// Own a training run: hand out epochs, shards and duties to workers.
 ///
@@ -28,6 +29,8 @@ pub struct Cli {
 pub enum Command {
     /// Show how a run is doing
     Status(StatusArgs),
+    /// List the runs in a folder and how they stand
+    Runs(RunsArgs),
     /// End a run after a checkpoint
     Stop(StopArgs),
     /// Make the label maps of a data set with workers that come and go
@@ -57,11 +60,18 @@ pub struct RunArgs {
     /// Address to listen on [default: 0.0.0.0:4747; with --local a free port of 127.0.0.1]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
+    /// Address of the dashboard and of /metrics, or none [default: 127.0.0.1:4748, or a free port where that is taken]
+    #[arg(long, value_name = "ADDR")]
+    pub http: Option<http::Address>,
 }
 
 impl RunArgs {
     pub fn listen(&self) -> SocketAddr {
         self.listen.unwrap_or_else(|| default_address(self.local))
+    }
+
+    pub fn http(&self) -> http::Address {
+        self.http.unwrap_or(http::Address::Default)
     }
 }
 
@@ -110,7 +120,27 @@ pub struct Target {
 pub struct StatusArgs {
     #[command(flatten)]
     pub target: Target,
-    /// One JSON object instead of a table
+    /// One JSON object instead of a table; with --watch one a line
+    #[arg(long)]
+    pub json: bool,
+    /// Show it again and again, every so many seconds (1 if no number is given), until the run is over
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", value_parser = pause)]
+    pub watch: Option<f64>,
+}
+
+/// Seconds between two looks.
+fn pause(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "it takes a number of seconds".to_owned())?;
+    let fits = (0.1..=86_400.0).contains(&seconds);
+    fits.then_some(seconds).ok_or_else(|| "it takes 0.1 to 86400 seconds".to_owned())
+}
+
+#[derive(Args)]
+pub struct RunsArgs {
+    /// Folder whose folders are the runs
+    #[arg(value_name = "DIR", default_value = crate::run_dir::RUNS)]
+    pub dir: PathBuf,
+    /// A JSON list instead of a table
     #[arg(long)]
     pub json: bool,
 }

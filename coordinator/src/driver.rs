@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::journal::Journal;
 use crate::report::Report;
+use crate::view::{Board, View};
 
 /// Events that may wait for the driver; senders wait when it is full.
 const QUEUE: usize = 4096;
@@ -34,7 +35,10 @@ pub enum Input {
 
 /// The way in.
 #[derive(Clone)]
-pub struct Queue(mpsc::Sender<Input>);
+pub struct Queue {
+    inputs: mpsc::Sender<Input>,
+    board: Board,
+}
 
 /// The driver has ended.
 #[derive(Debug)]
@@ -43,12 +47,24 @@ pub struct Closed;
 impl Queue {
     /// Puts `input` into the queue if there is room at once.
     pub fn try_put(&self, input: Input) -> Result<(), Closed> {
-        self.0.try_send(input).map_err(|_| Closed)
+        self.inputs.try_send(input).map_err(|_| Closed)
     }
 
     /// Waits for a place in the queue.
     pub async fn put(&self, input: Input) -> Result<(), Closed> {
-        self.0.send(input).await.map_err(|_| Closed)
+        self.inputs.send(input).await.map_err(|_| Closed)
+    }
+
+    /// The run as it is now.
+    pub async fn view(&self) -> Result<View, Closed> {
+        let (reply, status) = oneshot::channel();
+        self.put(Input::Status(reply)).await?;
+        Ok(self.board.view(&status.await.map_err(|_| Closed)?))
+    }
+
+    /// What was observed of the run so far, and what is being.
+    pub fn board(&self) -> &Board {
+        &self.board
     }
 }
 
@@ -76,6 +92,8 @@ pub struct Driver {
 impl Driver {
     pub fn new(run: Run, terms: Terms, journal: Journal<Fact>, report: Report) -> (Self, Queue) {
         let (sender, inputs) = mpsc::channel(QUEUE);
+        let board = report.board().clone();
+        board.name(&terms.run_id, &terms.run_dir);
         let driver = Self {
             run,
             inputs,
@@ -86,7 +104,7 @@ impl Driver {
             workers: BTreeMap::new(),
             joining: BTreeMap::new(),
         };
-        (driver, Queue(sender))
+        (driver, Queue { inputs: sender, board })
     }
 
     /// Runs until the core ends the run. The workers' streams end when the driver is dropped.

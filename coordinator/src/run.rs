@@ -14,6 +14,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use crate::cli::RunArgs;
 use crate::config;
 use crate::driver::{Driver, Input, Queue, Terms};
+use crate::http;
 use crate::launch::{self, Local, Task};
 use crate::progress::Screen;
 use crate::report::Report;
@@ -36,6 +37,7 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
     };
     let listener = listen(args.listen()).await?;
     let address = listener.local_addr().context("cannot tell the address that was bound")?;
+    let http = http::bind(args.http()).await?;
     let start = fresh.as_ref().map_or(Start::Resumed, |fresh| Start::New { arch: &fresh.config.model.arch });
     let mut folder = RunDir::open(args.run_dir.as_deref(), start)?;
     let mut resolved = match (fresh, &folder.began) {
@@ -96,6 +98,7 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
     let server = tokio::spawn(server);
 
     tracing::info!("run {run_id} in {}, listening on {address}", folder.path.display());
+    let http = http.map(|bound| bound.serve(queue.clone(), run_dir.clone()));
     let mut local = match worker {
         Some(program) => {
             Some(Local::start(program, Task::Train, args.workers, args.threads, address, &run_dir).await?)
@@ -107,6 +110,9 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
         }
     };
     let (outcome, signal) = drive(driver, &queue, local.as_mut()).await?;
+    if let Some(http) = http {
+        http.stop().await;
+    }
 
     // The last orders are on their way: the workers leave, then the server has nothing left to serve.
     if let Some(local) = &mut local {

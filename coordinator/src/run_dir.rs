@@ -8,7 +8,7 @@ use relabel_core::{Fact, History};
 use crate::journal::{Journal, JournalError};
 
 /// Where runs go unless told otherwise.
-const RUNS: &str = "runs";
+pub(crate) const RUNS: &str = "runs";
 
 /// Options that a resumed run has to keep: with others its position and the order of its samples would
 /// mean something else, or its state would not fit.

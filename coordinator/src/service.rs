@@ -108,7 +108,10 @@ impl Admin for AdminService {
         let (reply, status) = oneshot::channel();
         self.queue.put(Input::Status(reply)).await.map_err(|_| over())?;
         let status = status.await.map_err(|_| over())?;
-        Ok(Response::new(relabel_proto::status(status, self.run_id.clone(), self.run_dir.clone())))
+        let view = self.queue.board().view(&status);
+        let mut reply = relabel_proto::status(status, self.run_id.clone(), self.run_dir.clone());
+        reply.view = serde_json::to_string(&view).map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(reply))
     }
 
     async fn stop(&self, request: Request<v1::StopRequest>) -> Result<Response<v1::StopReply>, Status> {

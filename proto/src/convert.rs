@@ -235,6 +235,8 @@ pub fn status(status: core::Status, run_id: String, run_dir: String) -> v1::Stat
         loss: status.loss,
         best_top1: status.best_top1,
         checkpoint: status.checkpoint,
+        // The coordinator knows more than the core says, and adds it.
+        view: String::new(),
         workers: status
             .workers
             .into_iter()
