@@ -6,6 +6,7 @@ use std::time::Instant;
 use relabel_config::Config;
 use relabel_core::{Observation, Outcome};
 
+use crate::metrics::tensorboard::EventWriter;
 use crate::metrics::{EpochPoint, MetricsError, Recorder, TestPoint};
 use crate::progress::{EpochDone, Progress, Screen};
 use crate::view::{Board, News};
@@ -19,6 +20,8 @@ pub struct Report {
     progress: Progress,
     /// None before the first step, and after metrics could not be written: training goes on without.
     recorder: Option<Recorder>,
+    /// Likewise, and none where it is not wanted.
+    tensorboard: Option<EventWriter>,
     best: Option<(u32, f64)>,
     began: Instant,
 }
@@ -27,7 +30,17 @@ impl Report {
     pub fn new(run_dir: PathBuf, config: Config, screen: Screen) -> Self {
         let progress = Progress::new(screen.clone(), config.optim.epochs, config.util.print_freq);
         let board = Board::new(run_dir.clone(), config.clone(), screen.tail().clone());
-        Self { run_dir, config, screen, board, progress, recorder: None, best: None, began: Instant::now() }
+        Self {
+            run_dir,
+            config,
+            screen,
+            board,
+            progress,
+            recorder: None,
+            tensorboard: None,
+            best: None,
+            began: Instant::now(),
+        }
     }
 
     /// Where readers find what was observed.
@@ -71,25 +84,38 @@ impl Report {
     /// Records and shows news.
     fn tell(&mut self, news: &News) {
         match news {
-            News::Started(position) => self.open(Some((position.epoch, position.step))),
-            News::Test(_) => self.open(None),
+            News::Started { at, global_step } => self.open(Some((at.epoch, at.step)), *global_step),
+            News::Test(_) => self.open(None, 0),
             News::Step { .. } | News::Epoch { .. } | News::Ended(_) => {}
         }
         if let Some(record) = news.record() {
             self.record(|recorder| recorder.record(record));
         }
+        if let Some(writer) = &mut self.tensorboard
+            && let Err(error) = writer.record(news)
+        {
+            tracing::error!("nothing more is written for TensorBoard: {error}");
+            self.tensorboard = None;
+        }
         match news {
-            News::Started(_) | News::Ended(_) => {}
+            News::Started { .. } | News::Ended(_) => {}
             News::Step { done, .. } => self.progress.train_step(done),
             News::Epoch { point, best_epoch, .. } => self.epoch(point, *best_epoch),
             News::Test(point) => self.tested(point),
         }
     }
 
-    /// Opens the metrics; what was recorded at or after `keep_before` will be done again.
-    fn open(&mut self, keep_before: Option<(u32, u64)>) {
+    /// Opens the metrics; what was recorded at or after `keep_before`, which is step `global_step` of the run, will be
+    /// done again.
+    fn open(&mut self, keep_before: Option<(u32, u64)>, global_step: u64) {
         let opened = Recorder::open(&self.run_dir, keep_before);
         self.recorder = self.kept(opened);
+        if self.config.util.tensorboard {
+            let options = serde_yaml_ng::to_string(&self.config).unwrap_or_default();
+            let opened = EventWriter::create(&self.run_dir, global_step, &options);
+            self.tensorboard =
+                opened.map_err(|error| tracing::error!("nothing is written for TensorBoard: {error}")).ok();
+        }
     }
 
     fn epoch(&mut self, point: &EpochPoint, best_epoch: u32) {

@@ -6,9 +6,9 @@ import { element, number, shape } from "./format.js";
 const MARGIN = { top: 10, right: 14, bottom: 34, left: 56 };
 const DASHES = ["", "6 4", "2 3", "9 3 2 3", "12 4", "4 2"];
 
-// Round steps of an axis from `low` to `high`, about `count` of them.
-export function ticks(low, high, count) {
-  const rough = (high - low) / Math.max(count, 1);
+// Round steps of an axis from `low` to `high`, about `count` of them, none smaller than `least`.
+export function ticks(low, high, count, least = 0) {
+  const rough = Math.max((high - low) / Math.max(count, 1), least);
   if (!(rough > 0)) return [low];
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].find((factor) => factor * power >= rough) * power;
@@ -17,12 +17,17 @@ export function ticks(low, high, count) {
   return found;
 }
 
-// The range of an axis: that of the values with a little air, and never empty.
-export function range(values, zero) {
-  const finite = values.filter(Number.isFinite);
-  if (!finite.length) return [0, 1];
-  let low = finite.reduce((a, b) => Math.min(a, b));
-  let high = finite.reduce((a, b) => Math.max(a, b));
+// The range of an axis: that of the values with a little air, and never empty. The few values that would press all
+// others together are left outside, unless they are `wanted`.
+export function range(values, zero, wanted) {
+  const sorted = values.filter(Number.isFinite).sort((a, b) => a - b);
+  if (!sorted.length) return [0, 1];
+  let [low, high] = [sorted[0], sorted[sorted.length - 1]];
+  if (!wanted && sorted.length >= 10) {
+    const most = sorted[Math.floor(0.95 * (sorted.length - 1))];
+    const width = most - sorted[Math.floor(0.05 * (sorted.length - 1))];
+    if (high > most + 4 * width) high = most + 0.25 * width;
+  }
   if (zero) low = Math.min(low, 0);
   const air = high > low ? 0.06 * (high - low) : Math.max(0.5 * Math.abs(high), 0.05);
   return [zero && low === 0 ? 0 : low - air, high + air];
@@ -52,9 +57,10 @@ function nearest(points, x) {
 }
 
 export class Chart {
-  // `zero`: whether the vertical axis begins at 0. `format`: how a value is written.
-  constructor(figure, { zero = false, format = number } = {}) {
-    Object.assign(this, { figure, zero, format, series: [], across: "epoch", at: null });
+  // `zero`: whether the vertical axis begins at 0. `format`: how a value is written. `whole`: whether what stands across
+  // comes in whole numbers.
+  constructor(figure, { zero = false, format = number, whole = false } = {}) {
+    Object.assign(this, { figure, zero, format, whole, series: [], across: "epoch", outliers: false, at: null });
     this.title = figure.querySelector("figcaption").textContent;
     this.plot = shape("svg", { class: "plot", tabindex: "0", role: "img" });
     this.readout = element("output", { class: "readout", "aria-live": "polite" });
@@ -74,9 +80,10 @@ export class Chart {
   }
 
   // A series is {name, points: [[x, y]], colour: 0 to 6, dash, raw}; `raw` points are drawn faintly behind.
-  show(series, across) {
+  // With `outliers` every value is within the picture.
+  show(series, across, outliers) {
     this.series = series.filter((one) => one.points.length);
-    this.across = across;
+    Object.assign(this, { across, outliers });
     this.draw();
     this.fillTable();
   }
@@ -86,10 +93,10 @@ export class Chart {
     if (width < 50) return;
     this.size = { width, height };
     const all = this.series.flatMap((one) => one.points.concat(one.raw ?? []));
-    const xs = all.map((point) => point[0]);
-    const [first, last] = [xs.reduce((a, b) => Math.min(a, b), Infinity), xs.reduce((a, b) => Math.max(a, b), -Infinity)];
-    this.x = all.length ? [first, last > first ? last : first + 1] : [0, 1];
-    this.y = range(all.map((point) => point[1]), this.zero);
+    const last = all.reduce((most, point) => Math.max(most, point[0]), 0);
+    this.x = [0, last > 0 ? last : 1];
+    this.y = range(all.map((point) => point[1]), this.zero, this.outliers);
+    const above = all.filter((point) => point[1] > this.y[1]).length;
     const across = (x) => MARGIN.left + ((x - this.x[0]) / (this.x[1] - this.x[0])) * (width - MARGIN.left - MARGIN.right);
     const up = (y) => height - MARGIN.bottom - ((y - this.y[0]) / (this.y[1] - this.y[0])) * (height - MARGIN.top - MARGIN.bottom);
     this.scale = { across, up };
@@ -101,16 +108,19 @@ export class Chart {
       this.text(MARGIN.left - 8, up(tick) + 4, "end", this.format(Number(tick.toPrecision(12))));
     }
     const bottom = height - MARGIN.bottom;
-    for (const tick of ticks(this.x[0], this.x[1], width / 90)) {
+    for (const tick of ticks(this.x[0], this.x[1], width / 90, this.whole && this.across !== "hour" ? 1 : 0)) {
       this.line("axis", across(tick), bottom, across(tick), bottom + 4);
       this.text(across(tick), bottom + 17, "middle", number(Number(tick.toPrecision(12))));
     }
     this.line("axis", MARGIN.left, bottom, width - MARGIN.right, bottom);
     this.text(width - MARGIN.right, height - 3, "end", this.across);
+    this.drawn = shape("svg", { x: 0, y: MARGIN.top - 4, width, height: bottom - MARGIN.top + 8, viewBox: `0 ${MARGIN.top - 4} ${width} ${bottom - MARGIN.top + 8}` });
+    this.plot.append(this.drawn);
     for (const one of this.series) {
       if (one.raw) this.path(one.raw, `c${one.colour} raw`, 0);
     }
     for (const one of [...this.series].reverse()) this.path(one.points, `c${one.colour}`, one.dash);
+    if (above) this.text(width - MARGIN.right, MARGIN.top + 4, "end", `${above} higher value${above > 1 ? "s" : ""} not shown`);
     if (!all.length) this.text(width / 2, height / 2, "middle", "nothing yet");
     this.cursor = this.line("cursor", 0, MARGIN.top, 0, bottom);
     this.cursor.setAttribute("visibility", "hidden");
@@ -137,10 +147,10 @@ export class Chart {
       if (Number.isFinite(y)) way += `${pen ? "L" : "M"}${across(x).toFixed(1)} ${up(y).toFixed(1)}`;
       pen = Number.isFinite(y);
     }
-    this.plot.append(shape("path", { class: name, d: way, "stroke-dasharray": DASHES[dash ?? 0] }));
+    this.drawn.append(shape("path", { class: name, d: way, "stroke-dasharray": DASHES[dash ?? 0] }));
     if (points.length > 40) return;
     for (const [x, y] of points.filter((point) => Number.isFinite(point[1]))) {
-      this.plot.append(shape("circle", { class: name, cx: across(x), cy: up(y), r: 2.2 }));
+      this.drawn.append(shape("circle", { class: name, cx: across(x), cy: up(y), r: 2.2 }));
     }
   }
 

@@ -15,7 +15,7 @@ const SPEAK = 60000;
 
 const charts = {
   loss: new Chart($("chart-loss")),
-  top1: new Chart($("chart-top1"), { format: (value) => number(Number(value.toFixed(2))) }),
+  top1: new Chart($("chart-top1"), { whole: true, format: (value) => number(Number(value.toFixed(2))) }),
   lr: new Chart($("chart-lr"), { zero: true }),
   speed: new Chart($("chart-speed"), { zero: true, format: (value) => number(Number(value.toFixed(1))) }),
 };
@@ -96,6 +96,7 @@ function places(curves, steps, axis) {
 function draw() {
   const axis = $("axis").value;
   const weight = Number($("smooth").value);
+  const outliers = $("outliers").checked;
   const own = places(curves, view?.steps_per_epoch, axis);
   const others = runs.others().map((run) => ({ ...run, ...places(run.curves, run.steps, axis) }));
   const soft = (points) => (weight > 0 ? { points: smoothed(points, weight), raw: points } : { points });
@@ -107,13 +108,13 @@ function draw() {
   const loss = ofSteps("loss");
   loss[0].name = name ? "this run, training" : "training";
   loss.splice(1, 0, { name: name ? "this run, validation" : "validation", colour: 1, points: own.ofEpochs("val_loss") });
-  charts.loss.show(loss, axis);
+  charts.loss.show(loss, axis, outliers);
   charts.top1.show([
     { name: name ?? "this run", colour: 0, points: own.ofEpochs("top1") },
     ...others.map((run) => ({ name: run.name, colour: run.colour, dash: run.dash, points: run.ofEpochs("top1") })),
-  ], axis);
-  charts.lr.show(ofSteps("lr").map(({ raw, ...one }) => one), axis);
-  charts.speed.show(ofSteps("images_per_second"), axis);
+  ], axis, true);
+  charts.lr.show(ofSteps("lr").map(({ raw, ...one }) => one), axis, true);
+  charts.speed.show(ofSteps("images_per_second"), axis, outliers);
 }
 
 function showHead() {
@@ -235,6 +236,7 @@ follow({
 
 $("axis").addEventListener("change", redraw);
 $("smooth").addEventListener("input", redraw);
+$("outliers").addEventListener("change", redraw);
 $("pictures-epoch").addEventListener("change", () => quietly(showPictures));
 const theme = $("theme");
 const paint = () => {

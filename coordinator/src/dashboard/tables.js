@@ -20,12 +20,12 @@ function parts(worker) {
 
 // Columns: heading, whether it is a number, what it is sorted by, what it shows.
 const WORKERS = [
-  ["rank", true, (w) => w.rank, (w) => w.rank],
+  ["rank", false, (w) => w.rank, (w) => w.rank],
   ["host", false, (w) => w.host, (w) => w.host],
   ["process", true, (w) => w.pid, (w) => w.pid],
   ["device", false, (w) => w.device, (w) => w.device],
   ["step", true, (w) => w.step_seconds, (w) => short(w.step_seconds)],
-  ["spent on", false, (w) => w.step_seconds && (w.data_wait_seconds ?? w.compute_seconds), (w) => (w.step_seconds ? parts(w) : "–")],
+  ["spent on", false, (w) => w.compute_seconds ?? w.peer_wait_seconds, (w) => (w.step_seconds ? parts(w) : "–")],
   ["computing", true, (w) => w.compute_seconds, (w) => short(w.compute_seconds)],
   ["images", true, (w) => w.data_wait_seconds, (w) => short(w.data_wait_seconds)],
   ["peers", true, (w) => w.peer_wait_seconds, (w) => short(w.peer_wait_seconds)],
@@ -87,17 +87,16 @@ export class WorkersTable {
 export function showCheckpoints(view) {
   const table = document.getElementById("checkpoints-table");
   const rows = [...view.checkpoints].reverse().map((one) => element("tr", {},
-    element("th", { scope: "row" }, one.file),
+    element("th", { scope: "row" }, one.file, one.file === view.checkpoint ? element("small", {}, "a resume begins here") : null),
     element("td", {}, place(one.position.epoch, one.position.step)),
     element("td", { class: "number" }, bytes(one.bytes)),
-    element("td", {}, one.time ? clock(one.time) : "–"),
-    element("td", {}, one.file === view.checkpoint ? "a resume begins here" : "")));
+    element("td", {}, one.time ? clock(one.time) : "–")));
   if (!rows.length) {
     const words = view.checkpoint ? `${view.checkpoint} was there before this coordinator` : "none yet";
-    rows.push(element("tr", {}, element("td", { colspan: 5 }, words)));
+    rows.push(element("tr", {}, element("td", { colspan: 4 }, words)));
   }
-  const heads = ["file", "goes on at", "size", "written", ""];
-  const head = heads.map((words) => element(words ? "th" : "td", { scope: words ? "col" : null, class: words === "size" ? "number" : null }, words));
+  const heads = ["file", "goes on at", "size", "written"];
+  const head = heads.map((words) => element("th", { scope: "col", class: words === "size" ? "number" : null }, words));
   table.replaceChildren(element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
 }
 
@@ -123,7 +122,7 @@ export function showTiles(view) {
     ["A step", short(view.step_seconds), waits],
     ["Learning rate", number(view.learning_rate), ""],
     ["Workers", `${view.workers.length} of ${view.world}`, `generation ${view.generation}`],
-    ["Seen", number(view.totals.images), `images in ${view.totals.steps} steps`],
+    ["Since it began", `${view.totals.steps} steps`, `${view.totals.images} images`],
   ];
   const made = tiles.map(([name, value, below]) => element("div", {}, element("dt", {}, name),
     element("dd", {}, value, below ? element("small", {}, below) : null)));

@@ -74,7 +74,7 @@ async fn tell_all(app: &App, reader: &Reader) -> Result<(), Gone> {
             tokio::select! {
                 () = &mut pause => break,
                 fresh = news.recv() => match fresh {
-                    Ok(News::Started(position)) => reader.send("started", &position).await?,
+                    Ok(News::Started { at, .. }) => reader.send("started", &at).await?,
                     Ok(News::Ended(words)) => return reader.send("over", &Some(words)).await,
                     Ok(fresh) => if let Some(record) = fresh.record() {
                         reader.send("point", &record).await?;

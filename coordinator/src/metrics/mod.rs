@@ -4,6 +4,7 @@
 
 mod curves;
 pub mod prometheus;
+pub mod tensorboard;
 #[cfg(test)]
 mod tests;
 

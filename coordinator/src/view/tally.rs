@@ -20,12 +20,14 @@ const LOSSES: usize = 60;
 /// Something that happened which readers record or show at once.
 #[derive(Debug, Clone, PartialEq)]
 pub enum News {
-    /// Training goes on here: what was told of it at or after this will be told again.
-    Started(Position),
+    /// Training goes on here, `global_step` steps after the run's first: what was told of it at or after this will be
+    /// told again.
+    Started { at: Position, global_step: u64 },
     /// A step was done; `point` where one is due.
     Step { done: StepDone, point: Option<StepPoint> },
-    /// An epoch was validated. `steps` are the lengths of its steps, as far as this coordinator has seen them.
-    Epoch { point: EpochPoint, best_epoch: u32, steps: Histogram },
+    /// An epoch was validated. `steps` are the lengths of its steps, as far as this coordinator has seen them, and
+    /// `global_step` its last step, counted from the run's first, 0.
+    Epoch { point: EpochPoint, best_epoch: u32, steps: Histogram, global_step: u64 },
     /// A run that only evaluates has done so.
     Test(TestPoint),
     /// The run is over; how, in words.
@@ -36,7 +38,7 @@ impl News {
     /// The line of `metrics.jsonl` that this gives, if it gives one.
     pub fn record(&self) -> Option<Record> {
         match self {
-            News::Started(_) | News::Ended(_) => None,
+            News::Started { .. } | News::Ended(_) => None,
             News::Step { point, .. } => point.clone().map(Record::Step),
             News::Epoch { point, .. } => Some(Record::Epoch(point.clone())),
             News::Test(point) => Some(Record::Test(point.clone())),
@@ -188,7 +190,7 @@ impl Tally {
         self.whole_epoch = position.step == 0;
         // The ring may be another, and so the speed.
         self.recent.clear();
-        News::Started(position)
+        News::Started { at: position, global_step: self.global_step(position) }
     }
 
     fn step(&mut self, step: &StepReport, time: f64) -> News {
@@ -247,7 +249,7 @@ impl Tally {
         StepPoint {
             epoch: step.position.epoch,
             step: step.position.step,
-            global_step: u64::from(step.position.epoch) * self.steps_per_epoch() + step.position.step,
+            global_step: self.global_step(step.position),
             loss,
             lr: step.learning_rate,
             images_per_second: window.samples as f64 / window.duration.as_secs_f64().max(1e-9),
@@ -281,7 +283,13 @@ impl Tally {
         self.last_epoch = Some(EpochView { epoch, train_loss, val_loss, top1, top5, seconds });
         let (top1, top5, best_top1) = (100.0 * top1, 100.0 * top5, 100.0 * best_top1);
         let point = EpochPoint { epoch, train_loss, skipped, val_loss, top1, top5, best_top1, seconds };
-        News::Epoch { point, best_epoch, steps }
+        let end = self.global_step(Position { epoch: epoch + 1, step: 0 });
+        News::Epoch { point, best_epoch, steps, global_step: end.saturating_sub(1) }
+    }
+
+    /// Steps of the run before the one at `position`.
+    fn global_step(&self, position: Position) -> u64 {
+        u64::from(position.epoch) * self.steps_per_epoch() + position.step
     }
 
     /// Steps of an epoch; 0 before that is known.
