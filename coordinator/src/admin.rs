@@ -1,14 +1,14 @@
-//! The operator's side of a running coordinator: the way to it, and `coordinator stop`.
+//! The operator's side of a running coordinator: the way to it, `coordinator stop` and `coordinator checkpoint`.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use relabel_proto::v1::StopRequest;
 use relabel_proto::v1::admin_client::AdminClient;
+use relabel_proto::v1::{SaveRequest, StopRequest};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::cli::{StopArgs, Target};
+use crate::cli::{CheckpointArgs, StopArgs, Target};
 
 /// Reaches the coordinator that was named.
 pub(crate) async fn connect(target: &Target) -> Result<AdminClient<Channel>> {
@@ -29,5 +29,14 @@ pub async fn stop(args: StopArgs) -> Result<ExitCode> {
     let mut client = connect(&args.target).await?;
     client.stop(request).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
     println!("the run will stop after a checkpoint");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks for a checkpoint.
+pub async fn checkpoint(args: CheckpointArgs) -> Result<ExitCode> {
+    let request = SaveRequest { reason: args.reason };
+    let mut client = connect(&args.target).await?;
+    client.save(request).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
+    println!("a checkpoint will be written at the next step");
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,7 @@
 //! - [`view`] is the run as people and tools see it; [`report`] shows it, through [`progress`] and [`metrics`].
 //! - [`http`] serves it read-only: the dashboard, Prometheus's metrics, JSON and events.
 //! - `launch` starts and watches workers on this machine.
-//! - `admin` and `status` are the other side: `coordinator stop` and `coordinator status`. [`runs`] reads the folders
+//! - `admin` and `status` are the other side: `coordinator stop`, `checkpoint` and `status`. [`runs`] reads the folders
 //!   of runs, for `coordinator runs` and others.
 //! - `label` has workers make label maps in place of a run.
 
@@ -67,6 +67,7 @@ pub fn main() -> ExitCode {
         Some(Command::Status(args)) => runtime.block_on(status::run(args)),
         Some(Command::Runs(args)) => runs::run(&args),
         Some(Command::Stop(args)) => runtime.block_on(admin::stop(args)),
+        Some(Command::Checkpoint(args)) => runtime.block_on(admin::checkpoint(args)),
         Some(Command::Label(args)) => runtime.block_on(label::run(*args, screen)),
     };
     ended.unwrap_or_else(|error| {

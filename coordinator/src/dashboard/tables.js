@@ -24,6 +24,7 @@ const WORKERS = [
   ["host", false, (w) => w.host, (w) => w.host],
   ["process", true, (w) => w.pid, (w) => w.pid],
   ["device", false, (w) => w.device, (w) => w.device],
+  ["state", false, (w) => w.state, (w) => (w.slow ? `${w.state}, slow` : w.state)],
   ["step", true, (w) => w.step_seconds, (w) => short(w.step_seconds)],
   ["spent on", false, (w) => w.compute_seconds ?? w.peer_wait_seconds, (w) => (w.step_seconds ? parts(w) : "–")],
   ["computing", true, (w) => w.compute_seconds, (w) => short(w.compute_seconds)],
@@ -48,8 +49,9 @@ export class WorkersTable {
     this.view = view;
     const { workers, world } = view;
     const slow = workers.filter((worker) => worker.slow).length;
-    const least = view.min_workers ? `, ${view.min_workers} are enough` : "";
-    this.words.textContent = `${workers.length} of ${world} seated${least}${slow ? `, ${slow} slow` : ""}`;
+    const least = view.min_workers < world ? `, ${view.min_workers} are enough` : "";
+    const train = view.training === null ? "" : `${view.training} train, `;
+    this.words.textContent = `${train}${workers.length} of ${world} seats are taken${least}${slow ? `, ${slow} slow` : ""}`;
     // Columns that nobody has anything in are left out.
     const used = WORKERS.map((column, index) => [index, ...column])
       .filter(([, , , sort]) => workers.some((worker) => sort(worker) !== null && sort(worker) !== undefined));

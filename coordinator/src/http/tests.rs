@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use relabel_config::Config;
-use relabel_core::{Event, Fact, History, Run, Settings};
+use relabel_core::{Event, Fact, History, Run, Settings, StragglerAction, StragglerPolicy};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -22,16 +22,24 @@ async fn served(dir: &Path) -> (Queue, Http, SocketAddr) {
     let (mut journal, _) = Journal::open(&run_dir).unwrap();
     began(&mut journal, &config);
     let settings = Settings {
+        run_id: "run-1".into(),
         workers: 2,
+        min_workers: 1,
+        spares: 0,
         epochs: 4,
         start_epoch: 0,
         test_only: false,
         global_batch: 8,
         checkpoint_every_steps: 0,
+        checkpoint_every: None,
         checkpoint_every_epochs: 1,
         keep_checkpoints: 3,
         dead_after: Duration::from_secs(4),
         wait_for_workers: Duration::from_secs(60),
+        gather_for: Duration::from_secs(1),
+        admit_after: Duration::from_secs(1),
+        reunite_for: Duration::from_secs(1),
+        stragglers: StragglerPolicy { factor: 1.5, action: StragglerAction::Report },
         stop_deadline: Duration::from_secs(1),
         secret: [0; 32],
     };

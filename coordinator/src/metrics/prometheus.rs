@@ -9,7 +9,7 @@ use crate::view::{BOUNDS, Histogram, View, WorkerView};
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The words that [`View::phase`] can be.
-const PHASES: [&str; 6] = ["gathering", "forming", "training", "validating", "saving", "ended"];
+const PHASES: [&str; 7] = ["reuniting", "gathering", "forming", "training", "validating", "saving", "ended"];
 
 /// All metrics of the run.
 pub fn text(view: &View) -> String {
@@ -97,6 +97,7 @@ fn cluster(page: &mut Page, view: &View) {
     );
     page.gauge("relabel_workers", "Workers that are seated.", Some(view.workers.len() as f64));
     page.gauge("relabel_workers_wanted", "Seats.", Some(view.world.into()));
+    page.gauge("relabel_workers_training", "Ranks of the current generation.", view.training.map(f64::from));
     page.gauge("relabel_workers_min", "Fewest workers that train together.", view.min_workers.map(f64::from));
     page.gauge("relabel_coordinator_lives", "Coordinators the run has had.", view.lives.map(f64::from));
 

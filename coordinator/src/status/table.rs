@@ -35,8 +35,10 @@ pub(super) fn draw(view: &View) -> String {
         format!("best       {:.2}% top-1{epoch}", 100.0 * top1)
     }));
     lines.extend(view.checkpoint.as_ref().map(|file| format!("checkpoint {file}{}", checkpoint(view, file))));
-    let least = view.min_workers.map_or_else(String::new, |least| format!(", {least} are enough"));
-    lines.push(format!("workers    {} of {}{least}", view.workers.len(), view.world));
+    let train = view.training.map_or_else(String::new, |n| format!("{n} train, "));
+    let least = view.min_workers.filter(|least| *least < view.world);
+    let least = least.map_or_else(String::new, |least| format!("; {least} are enough"));
+    lines.push(format!("workers    {train}{} of {} seats are taken{least}", view.workers.len(), view.world));
     let mut text = lines.iter().map(|line| format!("{}\n", line.trim_end())).collect::<String>();
     if !view.workers.is_empty() {
         text.push_str(&workers(&view.workers));
@@ -60,8 +62,8 @@ fn position(view: &View) -> String {
         }
         _ => "not begun".into(),
     };
-    let lives =
-        view.lives.filter(|lives| *lives > 1).map_or_else(String::new, |n| format!(", coordinator {n}"));
+    let lives = view.lives.filter(|lives| *lives > 1);
+    let lives = lives.map_or_else(String::new, |n| format!(", life {n} of the coordinator"));
     format!("position   {position}, generation {}{lives}", view.generation)
 }
 
@@ -100,21 +102,22 @@ fn checkpoint(view: &View, file: &str) -> String {
 /// The columns that somebody has something in.
 fn workers(workers: &[WorkerView]) -> String {
     type Column = (&'static str, Side, fn(&WorkerView) -> Option<String>);
-    let columns: [Column; 11] = [
+    let columns: [Column; 12] = [
         ("rank", Side::Right, |w| Some(w.rank.to_string())),
         ("host", Side::Left, |w| Some(w.host.clone())),
         ("process", Side::Right, |w| Some(w.pid.to_string())),
         ("device", Side::Left, |w| Some(w.device.clone())),
+        ("state", Side::Left, |w| {
+            let slow = if w.slow == Some(true) { ", slow" } else { "" };
+            Some(format!("{}{slow}", w.state))
+        }),
         ("step", Side::Right, |w| w.step_seconds.map(seconds)),
         ("compute", Side::Right, |w| w.compute_seconds.map(seconds)),
         ("data", Side::Right, |w| w.data_wait_seconds.map(seconds)),
         ("peers", Side::Right, |w| w.peer_wait_seconds.map(seconds)),
         ("lost", Side::Right, |w| w.lost_share.map(|share| format!("{:.0}%", 100.0 * share))),
         ("memory", Side::Right, |w| w.memory_bytes.map(|bytes| format!("{:.1} GB", bytes as f64 / 1e9))),
-        ("heard", Side::Right, |w| {
-            let slow = if w.slow == Some(true) { ", slow" } else { "" };
-            Some(format!("{:.1} s ago{slow}", w.silent_seconds))
-        }),
+        ("heard", Side::Right, |w| Some(format!("{:.1} s ago", w.silent_seconds))),
     ];
     let used: Vec<_> =
         columns.into_iter().filter(|(_, _, value)| workers.iter().any(|w| value(w).is_some())).collect();

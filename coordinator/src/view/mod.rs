@@ -17,7 +17,9 @@ mod tally;
 #[cfg(test)]
 mod tests;
 
-use relabel_core::{Dataset, Position, Status};
+use std::time::Duration;
+
+use relabel_core::{Dataset, Position, Status, StepTimes, WorkerStatus};
 use serde::{Deserialize, Serialize};
 
 pub use board::Board;
@@ -37,7 +39,7 @@ pub struct View {
     /// Of the coordinator.
     pub version: String,
     pub arch: String,
-    /// gathering, forming, training, validating, saving or ended.
+    /// reuniting, gathering, forming, training, validating, saving or ended.
     pub phase: String,
     /// Why it is in its phase, in a sentence.
     pub reason: String,
@@ -55,6 +57,8 @@ pub struct View {
     pub world: u32,
     /// The fewest workers that train together.
     pub min_workers: Option<u32>,
+    /// Ranks of the current generation.
+    pub training: Option<u32>,
     /// Mean loss of the last global batch, nats.
     pub loss: Option<f64>,
     pub learning_rate: Option<f64>,
@@ -141,6 +145,8 @@ pub struct WorkerView {
     pub pid: u32,
     /// `cpu` or `cuda:N`.
     pub device: String,
+    /// indexing, waiting, training or leaving.
+    pub state: String,
     /// Since it last said anything.
     pub silent_seconds: f64,
     /// The next step of the state that it holds.
@@ -190,18 +196,11 @@ impl View {
     /// The run as `status` and `tally` have it at `time`.
     pub fn new(about: &About, status: &Status, tally: &Tally, time: f64) -> Self {
         let recent = tally.recent();
-        let checkpoints: Vec<_> = tally.checkpoints().cloned().collect();
-        let workers = status.workers.iter().map(|worker| WorkerView {
-            rank: worker.rank.0,
-            host: worker.host.clone(),
-            pid: worker.pid,
-            device: worker.device.clone(),
-            silent_seconds: worker.silent.as_secs_f64(),
-            position: worker.position,
-            // The steps' lengths are those of rank 0, the only ones that are told.
-            step_seconds: recent.map(|recent| recent.step_seconds).filter(|_| worker.rank.0 == 0),
-            data_wait_seconds: recent.map(|recent| recent.data_wait_seconds).filter(|_| worker.rank.0 == 0),
-            ..WorkerView::default()
+        let checkpoints = status.checkpoints.iter().map(|written| CheckpointView {
+            file: written.file.clone(),
+            position: written.position,
+            bytes: written.bytes,
+            time: tally.committed(&written.file),
         });
         Self {
             run_id: about.run_id.clone(),
@@ -217,7 +216,8 @@ impl View {
             batch_size: about.batch_size,
             dataset: tally.dataset().cloned(),
             world: status.world,
-            min_workers: None,
+            min_workers: Some(status.min_workers),
+            training: Some(status.training),
             loss: status.loss,
             learning_rate: tally.learning_rate(),
             images_per_second: recent.map(|recent| recent.images_per_second),
@@ -230,13 +230,36 @@ impl View {
             eta_seconds: tally.left(),
             started: about.started,
             time,
-            lives: None,
+            lives: Some(status.lives),
             checkpoint: status.checkpoint.clone(),
-            checkpoints,
+            checkpoints: checkpoints.collect(),
             decisions: tally.decisions().cloned().collect(),
-            workers: workers.collect(),
+            workers: status.workers.iter().map(WorkerView::from).collect(),
             recent_losses: tally.recent_losses(),
             totals: tally.totals().clone(),
+        }
+    }
+}
+
+impl From<&WorkerStatus> for WorkerView {
+    fn from(worker: &WorkerStatus) -> Self {
+        let pace = worker.pace.as_ref();
+        let seconds = |of: fn(&StepTimes) -> Duration| pace.map(|pace| of(pace).as_secs_f64());
+        Self {
+            rank: worker.rank.0,
+            host: worker.host.clone(),
+            pid: worker.pid,
+            device: worker.device.clone(),
+            state: relabel_proto::state_word(worker.state).into(),
+            silent_seconds: worker.silent.as_secs_f64(),
+            position: worker.position,
+            step_seconds: seconds(StepTimes::step),
+            compute_seconds: seconds(|pace| pace.compute),
+            data_wait_seconds: seconds(|pace| pace.data),
+            peer_wait_seconds: seconds(|pace| pace.peers),
+            lost_share: pace.map(|pace| pace.lost),
+            slow: Some(worker.slow),
+            memory_bytes: None,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use relabel_config::Config;
 use relabel_core::{Dataset, EpochSummary, Observation, Position, StepReport};
 
-use super::{CheckpointView, DecisionView, EpochView, Histogram, Totals};
+use super::{DecisionView, EpochView, Histogram, Totals};
 use crate::metrics::{EpochPoint, Record, StepPoint, TestPoint};
 
 /// Steps that the present speed is the mean of.
@@ -95,7 +95,8 @@ pub struct Tally {
     validating: Option<(u64, u64)>,
     last_epoch: Option<EpochView>,
     best_epoch: Option<u32>,
-    checkpoints: VecDeque<CheckpointView>,
+    /// Newest checkpoints, and when they were committed.
+    committed: VecDeque<(String, f64)>,
     decisions: VecDeque<DecisionView>,
     totals: Totals,
 }
@@ -105,6 +106,8 @@ pub struct Tally {
 struct Window {
     steps: u64,
     samples: u64,
+    /// Of those whose loss is a number.
+    loss_samples: u64,
     loss_sum: f64,
     duration: Duration,
     data_wait: Duration,
@@ -129,7 +132,7 @@ impl Tally {
             validating: None,
             last_epoch: None,
             best_epoch: None,
-            checkpoints: VecDeque::new(),
+            committed: VecDeque::new(),
             decisions: VecDeque::new(),
             totals: Totals::default(),
         }
@@ -158,16 +161,10 @@ impl Tally {
             }
             Observation::Checkpoint(written) => {
                 self.totals.checkpoints += 1;
-                self.checkpoints.retain(|known| known.file != written.file);
-                self.checkpoints.push_back(CheckpointView {
-                    file: written.file.clone(),
-                    position: written.position,
-                    bytes: written.bytes,
-                    time: Some(time),
-                });
-                // As the core retires them.
-                while self.checkpoints.len() > self.kept_checkpoints {
-                    self.checkpoints.pop_front();
+                self.committed.retain(|(known, _)| *known != written.file);
+                self.committed.push_back((written.file.clone(), time));
+                if self.committed.len() > self.kept_checkpoints {
+                    self.committed.pop_front();
                 }
             }
         }
@@ -198,7 +195,11 @@ impl Tally {
         let window = &mut self.window;
         window.steps += 1;
         window.samples += step.samples;
-        window.loss_sum += step.loss * step.samples as f64;
+        // Of a step whose update was left out, the loss is no number.
+        if step.loss.is_finite() {
+            window.loss_samples += step.samples;
+            window.loss_sum += step.loss * step.samples as f64;
+        }
         window.duration += step.duration;
         window.data_wait += step.data_wait;
         window.skipped += step.skipped;
@@ -241,7 +242,7 @@ impl Tally {
     /// The point that ends at `step`.
     fn point(&mut self, step: &StepReport, time: f64) -> StepPoint {
         let window = std::mem::take(&mut self.window);
-        let loss = window.loss_sum / window.samples.max(1) as f64;
+        let loss = window.loss_sum / window.loss_samples as f64;
         self.losses.push_back(loss);
         if self.losses.len() > LOSSES {
             self.losses.pop_front();
@@ -354,9 +355,9 @@ impl Tally {
         self.best_epoch
     }
 
-    /// Oldest first.
-    pub fn checkpoints(&self) -> impl Iterator<Item = &CheckpointView> {
-        self.checkpoints.iter()
+    /// When the checkpoint `file` was committed, if this coordinator saw it.
+    pub fn committed(&self, file: &str) -> Option<f64> {
+        self.committed.iter().find(|(known, _)| known == file).map(|(_, time)| *time)
     }
 
     /// Oldest first.

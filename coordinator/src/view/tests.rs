@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use relabel_config::Config;
-use relabel_core::{EpochSummary, Observation, Rank, StepReport, WorkerStatus, Written};
+use relabel_core::{
+    EpochSummary, Observation, Rank, StepReport, StepTimes, WorkerState, WorkerStatus, Written,
+};
 
 use super::*;
 
@@ -68,18 +70,27 @@ fn after_an_epoch() -> (Tally, Vec<News>) {
     (tally, news)
 }
 
+fn written(file: &str, bytes: u64) -> Written {
+    Written { file: file.into(), bytes, blake3: String::new(), position: Position::default() }
+}
+
 fn status() -> Status {
     Status {
         phase: "training".into(),
         reason: "all are ready".into(),
+        decisions: Vec::new(),
         generation: 3,
+        lives: 2,
         position: Some(Position { epoch: 1, step: 0 }),
         steps_per_epoch: Some(12),
         epochs: 4,
         world: 2,
+        min_workers: 1,
+        training: 2,
         loss: Some(0.9),
         best_top1: Some(0.5),
-        checkpoint: Some("b".into()),
+        checkpoint: Some("c".into()),
+        checkpoints: ["a", "c"].map(|file| written(file, 7)).into(),
         workers: (0..2)
             .map(|rank| WorkerStatus {
                 rank: Rank(rank),
@@ -88,6 +99,14 @@ fn status() -> Status {
                 device: "cpu".into(),
                 silent: Duration::from_millis(250),
                 position: None,
+                state: WorkerState::InRing,
+                pace: (rank == 0).then(|| StepTimes {
+                    compute: Duration::from_millis(250),
+                    data: Duration::from_millis(125),
+                    peers: Duration::from_millis(125),
+                    lost: 0.25,
+                }),
+                slow: rank == 0,
             })
             .collect(),
     }
@@ -113,6 +132,24 @@ fn a_point_is_the_mean_since_the_point_before_and_the_last_step_has_one() {
     assert_eq!((column("top1")[3], column("best_top1")[3]), (Some(25.0), Some(50.0)));
     let Some(News::Epoch { steps, best_epoch: 0, .. }) = news.last() else { panic!("{news:?}") };
     assert_eq!((steps.count(), steps.sum), (12, 6.0));
+}
+
+#[test]
+fn a_step_whose_loss_is_no_number_leaves_the_mean_alone() {
+    let mut tally = tally();
+    let mut points = Vec::new();
+    for n in 0..10 {
+        let Observation::Step(mut report) = step(0, n) else { panic!() };
+        if n == 2 || n >= 5 {
+            report.loss = f64::NAN;
+        }
+        let news = tally.observe(&Observation::Step(report), 0.0);
+        points.extend(news.and_then(|news| news.record()));
+    }
+    let losses: Vec<_> =
+        points.iter().map(|point| serde_json::to_value(point).unwrap()["loss"].as_f64()).collect();
+    // Of the second five none has one.
+    assert!((losses[0].unwrap() - 1.8).abs() < 1e-9 && losses[1].is_none(), "{losses:?}");
 }
 
 #[test]
@@ -147,10 +184,8 @@ fn the_time_left_counts_steps_and_validations() {
 #[test]
 fn the_view_has_what_was_said_and_what_was_observed() {
     let (mut tally, _) = after_an_epoch();
-    for (n, file) in ["a", "b", "c"].into_iter().enumerate() {
-        let position = Position { epoch: n as u32, step: 0 };
-        let written = Written { file: file.into(), bytes: 7, blake3: String::new(), position };
-        tally.observe(&Observation::Checkpoint(written), 200.0);
+    for (file, time) in [("b", 190.0), ("c", 200.0)] {
+        tally.observe(&Observation::Checkpoint(written(file, 7)), time);
     }
     tally.observe(&Observation::Note("rank 1 joined".into()), 300.0);
     tally.observe(&Observation::Warning("rank 1 was lost".into()), 301.5);
@@ -161,16 +196,22 @@ fn the_view_has_what_was_said_and_what_was_observed() {
     assert_eq!(view.eta_seconds, Some(24.0));
     let epoch = view.last_epoch.as_ref().unwrap();
     assert!((epoch.top1, epoch.top5) == (0.25, 0.75) && epoch.val_loss.is_nan());
-    let files: Vec<_> = view.checkpoints.iter().map(|checkpoint| checkpoint.file.as_str()).collect();
-    assert_eq!(files, ["b", "c"], "the newest two are kept");
+    let known: Vec<_> = view.checkpoints.iter().map(|known| (known.file.as_str(), known.time)).collect();
+    assert_eq!(
+        known,
+        [("a", None), ("c", Some(200.0))],
+        "those of the core, with the time where it was seen"
+    );
     assert_eq!(
         view.decisions[1],
         DecisionView { time: 301.5, words: "rank 1 was lost".into(), warning: true }
     );
     assert_eq!((view.totals.steps, view.totals.images, view.totals.skipped), (12, 96, 1));
-    assert_eq!((view.totals.checkpoints, view.totals.warnings, view.totals.epochs), (3, 1, 1));
-    // The steps' lengths are known of rank 0 alone.
-    assert_eq!([0, 1].map(|rank: usize| view.workers[rank].step_seconds), [Some(0.5), None]);
+    assert_eq!((view.totals.checkpoints, view.totals.warnings, view.totals.epochs), (2, 1, 1));
+    let [first, second] = [0, 1].map(|rank: usize| &view.workers[rank]);
+    assert_eq!((first.step_seconds, first.compute_seconds), (Some(0.5), Some(0.25)));
+    assert_eq!((first.slow, first.lost_share, first.state.as_str()), (Some(true), Some(0.25), "training"));
+    assert_eq!((second.step_seconds, second.slow), (None, Some(false)));
 
     // It comes back from JSON as it was, but for the NaN, which is no equal of itself.
     let mut back: View = serde_json::from_str(&serde_json::to_string(&view).unwrap()).unwrap();
