@@ -69,6 +69,18 @@ pub struct RunArgs {
     /// Address of the dashboard and of /metrics, or none [default: 127.0.0.1:4748, or a free port where that is taken]
     #[arg(long, value_name = "ADDR")]
     pub http: Option<http::Address>,
+    /// Print the options as they resolve, where each came from, and what the run would take; start nothing
+    #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    pub dry_run: Option<DryRun>,
+}
+
+/// The form of a dry run's words.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DryRun {
+    /// YAML that --config reads, with remarks
+    Text,
+    /// One JSON object
+    Json,
 }
 
 impl RunArgs {

@@ -15,6 +15,7 @@ mod cli;
 pub mod config;
 mod dashboard;
 pub mod driver;
+mod dry_run;
 pub mod http;
 pub mod journal;
 mod label;

@@ -12,20 +12,22 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::cli::RunArgs;
-use crate::config;
 use crate::driver::{Driver, Input, Queue, Terms};
-use crate::http;
 use crate::launch::{self, Local, Task};
 use crate::progress::Screen;
 use crate::report::Report;
 use crate::run_dir::{RunDir, Start};
 use crate::service;
+use crate::{config, dry_run, http};
 
 /// How long workers may take to leave after the run is over.
 const FAREWELL: Duration = Duration::from_secs(10);
 
 /// Runs until the run is over. What can be wrong with a command line is found before anything is written.
 pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) -> Result<ExitCode> {
+    if let Some(form) = args.dry_run {
+        return dry_run::run(&args, form, overrides, &screen);
+    }
     let worker = args.local.then(launch::worker_program).transpose()?;
     let file = args.config.config.as_deref();
     let fresh = match args.resume {

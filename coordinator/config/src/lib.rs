@@ -14,7 +14,7 @@ mod schema;
 mod tests;
 mod validate;
 
-pub use arch::{ARCHS, SCRIPT, file_stem};
+pub use arch::{ARCHS, SCRIPT, file_stem, parameters};
 pub use labelling::LabelOptions;
 pub use picture::{PICTURES, Picture};
 pub use schema::{IGNORED, Kind, Setting, Value, nearest, schema};
