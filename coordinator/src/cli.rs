@@ -37,6 +37,11 @@ pub enum Command {
     Checkpoint(CheckpointArgs),
     /// Make the label maps of a data set with workers that come and go
     Label(Box<LabelArgs>),
+    /// Print completions for a shell: source <(coordinator completions bash)
+    Completions { shell: clap_complete::Shell },
+    /// Write manual pages into a folder
+    #[command(hide = true)]
+    Man { dir: PathBuf },
 }
 
 /// A run

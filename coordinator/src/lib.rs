@@ -21,6 +21,7 @@ pub mod journal;
 mod label;
 mod launch;
 pub mod metrics;
+mod pages;
 pub mod progress;
 pub mod report;
 mod run;
@@ -69,6 +70,8 @@ pub fn main() -> ExitCode {
         Some(Command::Runs(args)) => runs::run(&args),
         Some(Command::Stop(args)) => runtime.block_on(admin::stop(args)),
         Some(Command::Checkpoint(args)) => runtime.block_on(admin::checkpoint(args)),
+        Some(Command::Completions { shell }) => pages::completions(shell),
+        Some(Command::Man { dir }) => pages::man(&dir),
         Some(Command::Label(args)) => runtime.block_on(label::run(*args, screen)),
     };
     ended.unwrap_or_else(|error| {

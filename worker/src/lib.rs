@@ -8,12 +8,13 @@
 //! - [`collective`]: sums between ranks. Knows nothing of libtorch.
 //! - [`torch`]: what tch does not expose; the one place with C++.
 //! - [`annotate`]: makes label maps with a trained classifier. [`predict`]: says what pictures show.
-//! - [`synth`]: a small data set to try it all on.
+//! - [`doctor`]: whether a data set can be trained on. [`synth`]: a small one to try it all on.
 
 pub mod annotate;
 pub mod checkpoint;
 pub mod collective;
 pub mod data;
+pub mod doctor;
 pub mod eval;
 pub mod labels;
 pub mod model;

@@ -352,5 +352,5 @@ static SCHEMA: &[Setting] = settings! {
     "util.tensorboard", Kind::Flag, |c| Value::Flag(c.util.tensorboard),
         "Write event files for TensorBoard to tensorboard/ in the run directory";
     "util.log_images", Kind::Whole { min: 0, max: 99, optional: false }, |c| Value::Whole(c.util.log_images.into()),
-        "Images of which each epoch's crop, label map and target are drawn, to images/ in the run directory";
+        "Images whose crop, label map and target are drawn each epoch, to images/ in the run directory";
 };

@@ -16,8 +16,7 @@ fn counts(train: u64, val: u64) -> (Option<Count>, Option<Count>) {
 
 #[test]
 fn what_is_printed_is_a_configuration_that_reads_back_as_it_was() {
-    let flags =
-        [("data.data_path", "it's: # odd"), ("optim.lr.init", "0.00002"), ("data.relabel.use", "true")];
+    let flags = [("data.data_path", "it's: # odd"), ("optim.lr.init", "0.00002"), ("optim.nesterov", "no")];
     let flags = [&flags[..], &[("model.num_classes", "12"), ("model.arch", "script:a b.pt")]].concat();
     let first = resolved(&flags);
     let text = options(&first).unwrap();
