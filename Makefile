@@ -8,10 +8,10 @@ CARGOFLAGS ?=
 PARITY_QUICK ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint parity demo experiment clean
+.PHONY: help setup build test lint parity watch-test man demo experiment clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Fetch libtorch and check the build tools
 	@deploy/local/setup.sh
@@ -29,6 +29,13 @@ lint: setup ## Check formatting, clippy and the documentation
 
 parity: setup ## Compare with PyTorch, torchvision, timm and adamp, installed into .parity/ (or PARITY_PYTHON=...)
 	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" PARITY_QUICK="$(PARITY_QUICK)" tests/parity/run.sh
+
+watch-test: setup ## Test dashboard, /metrics and event files with Chromium, Prometheus and TensorBoard
+	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" tests/watch.sh
+
+man: build ## Write the manual pages of both programs to target/man
+	target/release/coordinator man target/man
+	target/release/worker man target/man
 
 demo: build ## Make a small data set and train on it with two local workers
 	target/release/worker synth demo/data

@@ -13,57 +13,15 @@ import os
 import pathlib
 import re
 import signal
-import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
 
 from browser import Browser
 
-OPTIONS = {
-    "data.relabel.use": "true", "data.image_size": "32", "data.rrc_minimum": "0.35", "model.arch": "resnet18",
-    "optim.batch_size": "16", "optim.warmup.epochs": "0", "compute.seed": "5", "compute.num_workers": "1",
-    "util.print_freq": "1", "util.val_batch_size": "32",
-}
-
-
-class Run:
-    """A coordinator with local workers."""
-
-    def __init__(self, bin, scratch, name, *more, workers=2, http="127.0.0.1:0", **options):
-        data = scratch / "data"
-        paths = {"data.data_path": data, "data.relabel.path": data / "labels"}
-        flags = [word for key, value in {**OPTIONS, **paths, **options}.items() for word in (f"--{key}", str(value))]
-        self.dir, self.log = scratch / "runs" / name, scratch / f"{name}.log"
-        command = [bin / "coordinator", "--run-dir", self.dir, "--workers", str(workers), "--local", "--threads", "1", "--http", http]
-        environment = {**os.environ, "XDG_CACHE_HOME": str(scratch / "cache")}
-        self.process = subprocess.Popen([*command, *flags, *more], stdout=subprocess.DEVNULL, stderr=open(self.log, "ab"), env=environment)
-
-    def find(self, pattern, within=120):
-        """The first group of `pattern` in what the coordinator has written."""
-        until = time.monotonic() + within
-        while not (found := re.findall(pattern, self.log.read_text())):
-            if time.monotonic() > until or self.process.poll() is not None:
-                raise AssertionError(f"no {pattern} in\n{self.log.read_text()}")
-            time.sleep(0.1)
-        return found
-
-    def url(self):
-        return self.find(r"dashboard and metrics: (http://[^ /]+/)")[-1]
-
-    def stop(self):
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(60)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-
-
-def check(what, truth, *told):
-    if not truth:
-        raise AssertionError(f"{what}: {told}")
-    print(f"ok  {what}", flush=True)
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "metrics"))
+from small_run import Run, check, make_data
 
 
 def shows_the_run(browser, run):
@@ -221,8 +179,7 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="relabel-dashboard-") as folder:
         scratch = pathlib.Path(folder)
-        subprocess.run([args.bin / "worker", "synth", scratch / "data", "--classes", "4", "--size", "64x48", "--objects-max", "2",
-            "--train", "160", "--val", "32"], check=True, capture_output=True)
+        make_data(args.bin, scratch)
         first = Run(args.bin, scratch, "0001-first", workers=1, http="none", **{"optim.epochs": 2, "optim.lr.init": 0.02})
         check("a run without a dashboard", first.process.wait(300) == 0 and "dashboard" not in first.log.read_text(), first.log.read_text())
         run = Run(args.bin, scratch, "0002-second", **{"optim.epochs": 40, "optim.lr.init": 0.01, "util.log_images": 2})
