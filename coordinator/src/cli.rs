@@ -74,6 +74,9 @@ pub struct RunArgs {
     /// Address of the dashboard and of /metrics, or none [default: 127.0.0.1:4748, or a free port where that is taken]
     #[arg(long, value_name = "ADDR")]
     pub http: Option<http::Address>,
+    /// Send a trace of each epoch to the OpenTelemetry collector at this address (OTLP over gRPC), as http://localhost:4317
+    #[arg(long, value_name = "URL")]
+    pub otlp: Option<String>,
     /// Print the options as they resolve, where each came from, and what the run would take; start nothing
     #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
     pub dry_run: Option<DryRun>,

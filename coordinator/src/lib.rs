@@ -30,6 +30,7 @@ pub mod runs;
 pub mod service;
 mod status;
 mod table;
+mod traces;
 pub mod view;
 
 use std::io::IsTerminal;

@@ -86,7 +86,7 @@ impl Report {
         match news {
             News::Started { at, global_step } => self.open(Some((at.epoch, at.step)), *global_step),
             News::Test(_) => self.open(None, 0),
-            News::Step { .. } | News::Epoch { .. } | News::Ended(_) => {}
+            _ => {}
         }
         if let Some(record) = news.record() {
             self.record(|recorder| recorder.record(record));
@@ -98,10 +98,10 @@ impl Report {
             self.tensorboard = None;
         }
         match news {
-            News::Started { .. } | News::Ended(_) => {}
             News::Step { done, .. } => self.progress.train_step(done),
             News::Epoch { point, best_epoch, .. } => self.epoch(point, *best_epoch),
             News::Test(point) => self.tested(point),
+            News::Started { .. } | News::Decided(_) | News::Saved(_) | News::Ended(_) => {}
         }
     }
 

@@ -18,6 +18,7 @@ use crate::progress::Screen;
 use crate::report::Report;
 use crate::run_dir::{RunDir, Start};
 use crate::service;
+use crate::traces::Traces;
 use crate::{config, dry_run, http};
 
 /// How long workers may take to leave after the run is over.
@@ -102,6 +103,10 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
 
     tracing::info!("run {run_id} in {}, listening on {address}", folder.path.display());
     let http = http.map(|bound| bound.serve(queue.clone(), run_dir.clone()));
+    let traces = match &args.otlp {
+        Some(url) => Some(Traces::start(url, &run_id, queue.board()).await?),
+        None => None,
+    };
     let mut local = match worker {
         Some(program) => Some(
             Local::start(program, Task::Train, args.workers, args.least(), args.threads, address, &run_dir)
@@ -116,6 +121,9 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
     let (outcome, signal) = drive(driver, &queue, local.as_mut()).await?;
     if let Some(http) = http {
         http.stop().await;
+    }
+    if let Some(traces) = traces {
+        traces.stop().await;
     }
 
     // The last orders are on their way: the workers leave, then the server has nothing left to serve.

@@ -101,6 +101,31 @@ def works_by_keyboard(browser, url):
     check("a chart is a table too", browser.wait_for("rows", "return document.querySelectorAll('#chart-lr tbody tr').length") > 3)
 
 
+def works_out_its_numbers(browser):
+    """What the page computes itself, in its own modules."""
+    found = browser.call("POST", browser.session + "/execute/async", {"args": [], "script": """
+        const done = arguments[arguments.length - 1];
+        Promise.all([import('./assets/charts.js'), import('./assets/format.js')]).then(([charts, format]) => done({
+            ticks: charts.ticks(0, 1, 5), whole: charts.ticks(0, 3, 9, 1), one: charts.ticks(2, 2, 5),
+            flat: charts.range([2, 2], false), none: charts.range([null, NaN], true),
+            outlier: charts.range([...Array(20).fill(0).map((_, n) => n / 10), 500], true)[1] < 5,
+            wanted: charts.range([...Array(20).fill(0).map((_, n) => n / 10), 500], true, true)[1] > 500,
+            smooth: charts.smoothed([[0, 1], [1, 3], [2, null], [3, 3]], 0.5).map((point) => point[1]),
+            numbers: [0.00001234, 0.05, 1234567, null, NaN].map(format.number),
+            durations: [5, 72, 7500, 280000, NaN].map(format.duration),
+            short: [0.00002, 0.0125, 3, null].map(format.short), bytes: [12, 2e6, 3.5e9].map(format.bytes),
+        })).catch((error) => done(String(error)))"""})
+    wanted = {
+        "ticks": [0, 0.2, 0.4, 0.6, 0.8, 1], "whole": [0, 1, 2, 3], "one": [2], "flat": [1, 3], "none": [0, 1], "outlier": True,
+        "wanted": True, "smooth": [1, 7 / 3, None, 19 / 7], "numbers": ["1.23e-5", "0.05", "1235000", "–", "–"],
+        "durations": ["5 s", "1 m 12 s", "2 h 05 m", "3 d 05 h", "–"], "short": ["20 µs", "13 ms", "3.00 s", "–"],
+        "bytes": ["12 B", "2.0 MB", "3.5 GB"],
+    }
+    rounded = json.loads(json.dumps(found), parse_float=lambda text: round(float(text), 9))
+    wanted = json.loads(json.dumps(wanted), parse_float=lambda text: round(float(text), 9))
+    check("axes, averages and numbers", rounded == wanted, found)
+
+
 def is_accessible(browser, axe, where):
     browser.run(axe.read_text())
     found = browser.call("POST", browser.session + "/execute/async", {"args": [], "script": """
@@ -187,6 +212,7 @@ def main():
             with Browser() as browser:
                 browser.open(run.url())
                 shows_the_run(browser, run)
+                works_out_its_numbers(browser)
                 compares_runs(browser)
                 shots(browser, args.axe, args.out)
                 works_by_keyboard(browser, run.url())

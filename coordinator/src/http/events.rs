@@ -21,6 +21,9 @@ use crate::view::{DecisionView, Histogram, News, View};
 /// Events that may wait for a reader.
 const WAITING: usize = 256;
 
+/// How soon a reader is told of a decision.
+const SOON: Duration = Duration::from_millis(100);
+
 /// Workers whose state is sent every second; with more it is sent less often.
 const WORKERS_A_SECOND: u64 = 64;
 
@@ -75,6 +78,12 @@ async fn tell_all(app: &App, reader: &Reader) -> Result<(), Gone> {
                 () = &mut pause => break,
                 fresh = news.recv() => match fresh {
                     Ok(News::Started { at, .. }) => reader.send("started", &at).await?,
+                    // What is decided is told soon, with what it changes; often it is not one thing alone.
+                    Ok(News::Decided(_) | News::Saved(_)) => {
+                        let soon = tokio::time::Instant::now() + SOON;
+                        let due = pause.deadline().min(soon);
+                        pause.as_mut().reset(due);
+                    }
                     Ok(News::Ended(words)) => return reader.send("over", &Some(words)).await,
                     Ok(fresh) => if let Some(record) = fresh.record() {
                         reader.send("point", &record).await?;

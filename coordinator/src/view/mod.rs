@@ -3,7 +3,7 @@
 //! on the terminal all show these, so that a number is worked out in one place.
 //!
 //! ```text
-//!   core ── Observation ─▶ Tally ── News ─▶ metrics.jsonl, curves.svg, TensorBoard, progress, server-sent events
+//!   core ── Observation ─▶ Tally ── News ─▶ metrics.jsonl, curves.svg, TensorBoard, progress, events, traces
 //!                            │
 //!   core ── Status ──────▶ View ──────────▶ /metrics, /api/view, coordinator status
 //! ```

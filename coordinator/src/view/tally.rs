@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use relabel_config::Config;
-use relabel_core::{Dataset, EpochSummary, Observation, Position, StepReport};
+use relabel_core::{Dataset, EpochSummary, Observation, Position, StepReport, Written};
 
 use super::{DecisionView, EpochView, Histogram, Totals};
 use crate::metrics::{EpochPoint, Record, StepPoint, TestPoint};
@@ -30,6 +30,10 @@ pub enum News {
     Epoch { point: EpochPoint, best_epoch: u32, steps: Histogram, global_step: u64 },
     /// A run that only evaluates has done so.
     Test(TestPoint),
+    /// Something was decided.
+    Decided(DecisionView),
+    /// A checkpoint was committed.
+    Saved(Written),
     /// The run is over; how, in words.
     Ended(String),
 }
@@ -38,7 +42,7 @@ impl News {
     /// The line of `metrics.jsonl` that this gives, if it gives one.
     pub fn record(&self) -> Option<Record> {
         match self {
-            News::Started { .. } | News::Ended(_) => None,
+            News::Started { .. } | News::Decided(_) | News::Saved(_) | News::Ended(_) => None,
             News::Step { point, .. } => point.clone().map(Record::Step),
             News::Epoch { point, .. } => Some(Record::Epoch(point.clone())),
             News::Test(point) => Some(Record::Test(point.clone())),
@@ -141,8 +145,8 @@ impl Tally {
     /// Adds an observation made at `time` (Unix time, seconds), and says what news it is.
     pub fn observe(&mut self, observation: &Observation, time: f64) -> Option<News> {
         match observation {
-            Observation::Note(words) => self.decided(words, false, time),
-            Observation::Warning(words) => self.decided(words, true, time),
+            Observation::Note(words) => return Some(self.decided(words, false, time)),
+            Observation::Warning(words) => return Some(self.decided(words, true, time)),
             Observation::Planned { steps_per_epoch, dataset } => {
                 self.plan = Some((*steps_per_epoch, dataset.clone()));
             }
@@ -166,17 +170,20 @@ impl Tally {
                 if self.committed.len() > self.kept_checkpoints {
                     self.committed.pop_front();
                 }
+                return Some(News::Saved(written.clone()));
             }
         }
         None
     }
 
-    fn decided(&mut self, words: &str, warning: bool, time: f64) {
+    fn decided(&mut self, words: &str, warning: bool, time: f64) -> News {
         self.totals.warnings += u64::from(warning);
-        self.decisions.push_back(DecisionView { time, words: words.to_owned(), warning });
+        let decision = DecisionView { time, words: words.to_owned(), warning };
+        self.decisions.push_back(decision.clone());
         if self.decisions.len() > DECISIONS {
             self.decisions.pop_front();
         }
+        News::Decided(decision)
     }
 
     fn started(&mut self, position: Position) -> News {
