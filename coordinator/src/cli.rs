@@ -8,6 +8,7 @@ use relabel_config::LabelOptions;
 use relabel_proto::DEFAULT_PORT;
 
 use crate::config::{ConfigFile, help};
+use crate::submit::slurm::SlurmArgs;
 
 /// Own a training run: hand out epochs, shards and duties to workers.
 ///
@@ -32,6 +33,14 @@ pub enum Command {
     Stop(StopArgs),
     /// Make the label maps of a data set with workers that come and go
     Label(Box<LabelArgs>),
+    /// Hand a run in as a job of a cluster
+    #[command(subcommand)]
+    Submit(SubmitCommand),
+}
+
+#[derive(Subcommand)]
+pub enum SubmitCommand {
+    Slurm(Box<SlurmArgs>),
 }
 
 /// A run

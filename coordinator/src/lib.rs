@@ -6,6 +6,7 @@
 //! - [`report`] shows what the core observes, through [`progress`] and [`metrics`].
 //! - [`launch`] starts and watches workers on this machine.
 //! - [`admin`] is the other side: `coordinator status` and `coordinator stop`.
+//! - [`submit`] makes a job of a run and hands it to a cluster.
 //! - [`label`] has workers make label maps in place of a run.
 
 mod admin;
@@ -21,6 +22,7 @@ pub mod report;
 mod run;
 mod run_dir;
 pub mod service;
+mod submit;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -47,6 +49,7 @@ pub fn main() -> ExitCode {
     };
     let ended = match cli.command {
         None => runtime.block_on(run::run(cli.run, &overrides, screen)),
+        Some(Command::Submit(command)) => submit::run(command, &overrides),
         Some(_) if !overrides.is_empty() => {
             return fail(
                 USAGE,
@@ -58,7 +61,9 @@ pub fn main() -> ExitCode {
         Some(Command::Label(args)) => runtime.block_on(label::run(*args, screen)),
     };
     ended.unwrap_or_else(|error| {
-        let usage = error.is::<run_dir::RunDirError>() || error.is::<config::ConfigError>();
+        let usage = error.is::<run_dir::RunDirError>()
+            || error.is::<config::ConfigError>()
+            || error.downcast_ref::<submit::SubmitError>().is_some_and(submit::SubmitError::is_usage);
         fail(if usage { USAGE } else { 1 }, &error)
     })
 }
