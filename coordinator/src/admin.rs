@@ -1,14 +1,17 @@
-//! `coordinator status` and `coordinator stop`: the operator's side of a running coordinator.
+//! `coordinator status`, `stop` and `checkpoint`: the operator's side of a running coordinator.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use relabel_proto::v1::admin_client::AdminClient;
-use relabel_proto::v1::{StatusReply, StatusRequest, StopRequest};
+use relabel_proto::v1::{SaveRequest, StatusReply, StatusRequest, StopRequest};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::cli::{StatusArgs, StopArgs, Target};
+use crate::cli::{CheckpointArgs, StatusArgs, StopArgs, Target};
+
+/// Newest decisions that a table shows.
+const DECISIONS: usize = 8;
 
 async fn connect(target: &Target) -> Result<AdminClient<Channel>> {
     let url = &target.coordinator;
@@ -28,6 +31,15 @@ pub async fn stop(args: StopArgs) -> Result<ExitCode> {
     let mut client = connect(&args.target).await?;
     client.stop(request).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
     println!("the run will stop after a checkpoint");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks for a checkpoint.
+pub async fn checkpoint(args: CheckpointArgs) -> Result<ExitCode> {
+    let request = SaveRequest { reason: args.reason };
+    let mut client = connect(&args.target).await?;
+    client.save(request).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
+    println!("a checkpoint will be written at the next step");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -55,9 +67,23 @@ fn json(status: &StatusReply) -> serde_json::Value {
         .map(|w| {
             serde_json::json!({
                 "rank": w.rank, "host": w.host, "pid": w.pid, "device": w.device,
-                "silent_seconds": w.silent, "position": position(&w.position),
+                "silent_seconds": w.silent, "position": position(&w.position), "state": w.state, "slow": w.slow,
+                "step_seconds": w.pace.as_ref().map(|pace| serde_json::json!({
+                    "compute": pace.compute, "data": pace.data, "peers": pace.peers,
+                })),
+                "lost_share": w.pace.as_ref().map(|pace| pace.lost),
             })
         })
+        .collect();
+    let decisions: Vec<_> = status
+        .decisions
+        .iter()
+        .map(|d| serde_json::json!({ "seconds_ago": d.ago, "words": d.words }))
+        .collect();
+    let checkpoints: Vec<_> = status
+        .checkpoints
+        .iter()
+        .map(|c| serde_json::json!({ "file": c.file, "bytes": c.bytes, "position": position(&c.position) }))
         .collect();
     serde_json::json!({
         "run_id": status.run_id, "run_dir": status.run_dir, "version": status.version,
@@ -65,6 +91,8 @@ fn json(status: &StatusReply) -> serde_json::Value {
         "position": position(&status.position), "steps_per_epoch": status.steps_per_epoch,
         "epochs": status.epochs, "world": status.world, "loss": status.loss,
         "best_top1": status.best_top1, "checkpoint": status.checkpoint, "workers": workers,
+        "min_workers": status.min_workers, "training": status.training, "lives": status.lives,
+        "decisions": decisions, "checkpoints": checkpoints,
     })
 }
 
@@ -81,12 +109,44 @@ fn table(status: &StatusReply) -> String {
     lines.extend(status.loss.map(|loss| format!("loss       {loss:.4}")));
     lines.extend(status.best_top1.map(|top1| format!("best       {:.2}% top-1", 100.0 * top1)));
     lines.extend(status.checkpoint.as_ref().map(|file| format!("checkpoint {file}")));
-    lines.push(format!("workers    {} of {}", status.workers.len(), status.world));
+    lines.push(format!(
+        "workers    {} train, {} of {} seats are taken; at least {} are needed",
+        status.training,
+        status.workers.len(),
+        status.world,
+        status.min_workers
+    ));
     for w in &status.workers {
+        let pace = w.pace.as_ref().map_or_else(String::new, |pace| {
+            let ms = |seconds: f64| format!("{:.0}", 1e3 * seconds);
+            let (compute, data, peers) = (ms(pace.compute), ms(pace.data), ms(pace.peers));
+            format!(", a step: {compute} ms own, {data} waiting for data, {peers} for peers")
+        });
+        let slow = match (&w.pace, w.slow) {
+            (Some(pace), true) => {
+                format!(", SLOW: the ring loses {:.0}% of its time to it", 100.0 * pace.lost)
+            }
+            _ => String::new(),
+        };
         lines.push(format!(
-            "  rank {:<4} {} (process {}, {}), heard {:.1} s ago",
-            w.rank, w.host, w.pid, w.device, w.silent
+            "  rank {:<4} {} ({}, process {}, {}), heard {:.1} s ago{pace}{slow}",
+            w.rank, w.state, w.host, w.pid, w.device, w.silent
         ));
     }
+    if !status.decisions.is_empty() {
+        lines.push("decisions".into());
+    }
+    for decision in status.decisions.iter().rev().take(DECISIONS).rev() {
+        lines.push(format!("  {:>8} ago  {}", ago(decision.ago), decision.words));
+    }
     lines.join("\n") + "\n"
+}
+
+/// `12 s`, `7 min` or `3.5 h`.
+fn ago(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
 }

@@ -31,6 +31,8 @@ pub enum Command {
     Status(StatusArgs),
     /// End a run after a checkpoint
     Stop(StopArgs),
+    /// Have a checkpoint written at the next step; training goes on
+    Checkpoint(CheckpointArgs),
     /// Make the label maps of a data set with workers that come and go
     Label(Box<LabelArgs>),
     /// Hand a run in as a job of a cluster
@@ -49,6 +51,9 @@ pub struct RunArgs {
     /// Workers that train together
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub workers: u32,
+    /// Fewest workers that go on training when others are lost or have to leave [default: all of --workers]
+    #[arg(long, value_name = "M", value_parser = clap::value_parser!(u32).range(1..))]
+    pub min_workers: Option<u32>,
     /// Start the workers too, on this machine
     #[arg(long)]
     pub local: bool,
@@ -60,7 +65,8 @@ pub struct RunArgs {
     /// Folder of the run: journal, checkpoints, metrics, logs [default: a new one under runs/]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
-    /// Carry on with the run in --run-dir, or the newest under runs/, from its newest good checkpoint
+    /// Carry on with the run in --run-dir, or the newest under runs/, with the options that it began with and those
+    /// given here. Without it, a run that is not finished is carried on by the very command that began it
     #[arg(long)]
     pub resume: bool,
     /// Address to listen on [default: 0.0.0.0:4747; with --local a free port of 127.0.0.1]
@@ -69,6 +75,11 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
+    /// Fewest workers that go on training.
+    pub fn least(&self) -> u32 {
+        self.min_workers.unwrap_or(self.workers)
+    }
+
     pub fn listen(&self) -> SocketAddr {
         self.listen.unwrap_or_else(|| default_address(self.local))
     }
@@ -133,6 +144,15 @@ pub struct StopArgs {
     pub reason: String,
 }
 
+#[derive(Args)]
+pub struct CheckpointArgs {
+    #[command(flatten)]
+    pub target: Target,
+    /// Why, for the log
+    #[arg(long, default_value = "asked for a checkpoint")]
+    pub reason: String,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogForm {
     /// Sentences for people
@@ -146,6 +166,12 @@ impl Cli {
     /// usage error (exit code 2), and for `--help` and `--version`.
     pub fn read(args: Vec<std::ffi::OsString>) -> Self {
         let matches = Self::command().after_long_help(help()).get_matches_from(args);
-        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+        let cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        if cli.run.least() > cli.run.workers {
+            let words =
+                format!("--min-workers {} is more than --workers {}", cli.run.least(), cli.run.workers);
+            Self::command().error(clap::error::ErrorKind::ValueValidation, words).exit();
+        }
+        cli
     }
 }

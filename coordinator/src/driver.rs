@@ -138,9 +138,11 @@ impl Driver {
                         }
                     }
                     Command::Send { worker, message } => pending.extend(self.send(worker, message)),
-                    Command::Expel { worker, reason } => {
+                    Command::Expel { worker, reason, back } => {
                         if let Some(outbox) = self.workers.remove(&worker) {
-                            let _ = outbox.try_send(Err(tonic::Status::aborted(reason)));
+                            let status =
+                                if back { tonic::Status::aborted } else { tonic::Status::permission_denied };
+                            let _ = outbox.try_send(Err(status(reason)));
                         }
                     }
                     Command::Persist(fact) => {

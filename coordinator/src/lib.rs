@@ -5,7 +5,7 @@
 //! - [`driver`] is the one task that owns the core; [`service`] is its gRPC side.
 //! - [`report`] shows what the core observes, through [`progress`] and [`metrics`].
 //! - [`launch`] starts and watches workers on this machine.
-//! - [`admin`] is the other side: `coordinator status` and `coordinator stop`.
+//! - [`admin`] is the other side: `coordinator status`, `stop` and `checkpoint`.
 //! - [`submit`] makes a job of a run and hands it to a cluster.
 //! - [`label`] has workers make label maps in place of a run.
 
@@ -58,6 +58,7 @@ pub fn main() -> ExitCode {
         }
         Some(Command::Status(args)) => runtime.block_on(admin::status(args)),
         Some(Command::Stop(args)) => runtime.block_on(admin::stop(args)),
+        Some(Command::Checkpoint(args)) => runtime.block_on(admin::checkpoint(args)),
         Some(Command::Label(args)) => runtime.block_on(label::run(*args, screen)),
     };
     ended.unwrap_or_else(|error| {

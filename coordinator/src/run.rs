@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use relabel_config::Config;
-use relabel_core::{Event, Fact, Outcome, Run, Settings};
+use relabel_config::{Config, Stragglers};
+use relabel_core::{Event, Fact, Outcome, Run, Settings, StragglerAction, StragglerPolicy};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -19,9 +19,6 @@ use crate::progress::Screen;
 use crate::report::Report;
 use crate::run_dir::{RunDir, Start};
 use crate::service;
-
-/// How long a stop waits for its checkpoint.
-const STOP_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How long workers may take to leave after the run is over.
 const FAREWELL: Duration = Duration::from_secs(10);
@@ -49,6 +46,9 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
         tracing::warn!("{note}");
     }
     let config = &mut resolved.config;
+    if let (Some(began), false) = (&folder.began, args.resume) {
+        began.same(&folder.path, config)?;
+    }
     if config.util.test_only && args.resume {
         bail!("util.test_only evaluates once and there is nothing to resume: leave --resume out");
     }
@@ -70,6 +70,7 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
     let mut secret = [0; 32];
     getrandom::fill(&mut secret).context("cannot get random numbers from the system")?;
     let run_id = begin(&mut folder, config, &secret)?;
+    let settings = settings(&args, &run_id, config, secret);
     let run_dir = std::path::absolute(&folder.path).context("cannot tell where the run directory is")?;
 
     let yaml = folder.path.join("config.yaml");
@@ -80,7 +81,7 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
         run_dir: run_dir.display().to_string(),
         config: serde_json::to_string(&config).context("cannot write the configuration for the workers")?,
     };
-    let core = Run::new(settings(&args, &config, secret), folder.history);
+    let core = Run::new(settings, folder.history);
     let report = Report::new(folder.path.clone(), config, screen.clone());
     let (driver, queue) = Driver::new(core, terms, folder.journal, report);
     let (session, admin) = service::services(&queue, &run_id, &run_dir.display().to_string());
@@ -97,9 +98,10 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
 
     tracing::info!("run {run_id} in {}, listening on {address}", folder.path.display());
     let mut local = match worker {
-        Some(program) => {
-            Some(Local::start(program, Task::Train, args.workers, args.threads, address, &run_dir).await?)
-        }
+        Some(program) => Some(
+            Local::start(program, Task::Train, args.workers, args.least(), args.threads, address, &run_dir)
+                .await?,
+        ),
         None => {
             let port = address.port();
             tracing::info!("waiting for {} workers: worker --coordinator http://HOST:{port}", args.workers);
@@ -132,6 +134,7 @@ async fn drive(
 ) -> Result<(Outcome, Option<u8>)> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut save = signal(SignalKind::user_defined1()).context("cannot listen for SIGUSR1")?;
     let mut signalled = None;
     let driving = driver.drive();
     tokio::pin!(driving);
@@ -148,6 +151,7 @@ async fn drive(
                 signalled = Some(15);
                 Event::Stop { reason: "SIGTERM".into() }
             }
+            _ = save.recv() => Event::Save { reason: "SIGUSR1".into() },
             reason = watch(local.as_deref_mut()) => {
                 local = None;
                 Event::Broken { reason }
@@ -180,6 +184,8 @@ pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener> {
 /// Gives a new run its name and seed and writes its first fact; a resumed run has them.
 fn begin(folder: &mut RunDir, config: &mut Config, secret: &[u8; 32]) -> Result<String> {
     if let Some(began) = &folder.began {
+        folder.journal.append(&Fact::Resumed)?;
+        folder.history.resumed += 1;
         return Ok(began.run_id.clone());
     }
     let random = blake3::derive_key("relabel run id and seed", secret);
@@ -200,21 +206,38 @@ fn begin(folder: &mut RunDir, config: &mut Config, secret: &[u8; 32]) -> Result<
     Ok(run_id)
 }
 
-fn settings(args: &RunArgs, config: &Config, secret: [u8; 32]) -> Settings {
-    // Validated: positive and finite.
+fn settings(args: &RunArgs, run_id: &str, config: &Config, secret: [u8; 32]) -> Settings {
+    // Validated: not negative, and finite.
     let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX);
+    let cluster = &config.cluster;
     Settings {
+        run_id: run_id.into(),
         workers: args.workers,
+        min_workers: args.least(),
+        spares: cluster.spares,
         epochs: config.optim.epochs,
         start_epoch: config.optim.start_epoch,
         test_only: config.util.test_only,
         global_batch: config.optim.batch_size,
         checkpoint_every_steps: config.checkpoint.every_steps,
+        checkpoint_every: Some(seconds(60.0 * config.checkpoint.every_minutes))
+            .filter(|every| !every.is_zero()),
         checkpoint_every_epochs: config.checkpoint.every_epochs,
         keep_checkpoints: config.checkpoint.keep as usize,
-        dead_after: seconds(config.cluster.dead_after),
-        wait_for_workers: seconds(config.cluster.wait_for_workers),
-        stop_deadline: STOP_DEADLINE,
+        dead_after: seconds(cluster.dead_after),
+        wait_for_workers: seconds(cluster.wait_for_workers),
+        gather_for: seconds(cluster.gather_for),
+        admit_after: seconds(cluster.admit_after),
+        reunite_for: seconds(cluster.reunite_for),
+        stragglers: StragglerPolicy {
+            factor: cluster.straggler_factor,
+            action: match cluster.stragglers {
+                Stragglers::Report => StragglerAction::Report,
+                Stragglers::Drop => StragglerAction::Drop,
+                Stragglers::Replace => StragglerAction::Replace,
+            },
+        },
+        stop_deadline: seconds(cluster.stop_deadline),
         secret,
     }
 }

@@ -18,8 +18,12 @@ const FIXED: [&str; 5] =
 /// Why a run directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirError {
-    #[error("run directory {} already holds a run: add --resume to carry on with it, or name another --run-dir", .0.display())]
-    Taken(PathBuf),
+    #[error(
+        "run directory {} holds a run that began with other options ({changes}): add --resume to carry on with it all \
+         the same, or name another --run-dir",
+        path.display()
+    )]
+    Taken { path: PathBuf, changes: String },
     #[error("there is no run to resume in {}: leave --resume out to start one, or name another --run-dir", .0.display())]
     Nothing(PathBuf),
     #[error(
@@ -48,7 +52,7 @@ pub struct RunDir {
 /// Which run a folder is opened for.
 #[derive(Debug, Clone, Copy)]
 pub enum Start<'a> {
-    /// A new one; a folder that is not named is named after its architecture.
+    /// A new one, or the same again; a folder that is not named is named after its architecture.
     New { arch: &'a str },
     /// The one that the folder holds.
     Resumed,
@@ -61,11 +65,11 @@ pub struct Began {
 }
 
 impl RunDir {
-    /// Opens `named`, or else the newest (to resume) or a new folder under `runs/`.
+    /// Opens `named`, or else the newest (to resume) or a new folder under `runs/`. A folder that is named for a new
+    /// run and holds one is opened too: see [`Began::same`].
     ///
     /// # Errors
-    /// A folder that holds a run and is not to be resumed, or the other way round; one that another
-    /// coordinator holds; a journal that is damaged.
+    /// A folder to resume that holds no run; one that another coordinator holds; a journal that is damaged.
     pub fn open(named: Option<&Path>, start: Start<'_>) -> Result<Self, RunDirError> {
         let path = match (named, start) {
             (Some(path), _) => path.to_path_buf(),
@@ -86,10 +90,9 @@ impl RunDir {
             _ => None,
         });
         let began = match (began, start) {
-            (Some(_), Start::New { .. }) => return Err(RunDirError::Taken(path)),
             (None, Start::Resumed) => return Err(RunDirError::Nothing(path)),
             (None, Start::New { .. }) => None,
-            (Some((run_id, json)), Start::Resumed) => {
+            (Some((run_id, json)), _) => {
                 let read = serde_json::from_str(json);
                 let config = read.map_err(|source| RunDirError::OldConfig { path: path.clone(), source })?;
                 Some(Began { run_id, config })
@@ -138,10 +141,32 @@ impl Began {
                 return Err(RunDirError::Changed { key, now, then });
             }
         }
+        Ok(self.changes(config))
+    }
+
+    /// Checks that `config` is what the run in `path` began with, so that the command that gave it is the one that
+    /// began the run: a supervisor starts it again as it was. A seed that was left open takes the run's.
+    ///
+    /// # Errors
+    /// The keys that differ.
+    pub fn same(&self, path: &Path, config: &mut Config) -> Result<(), RunDirError> {
+        if config.compute.seed < 0 {
+            config.compute.seed = self.config.compute.seed;
+        }
+        let changes = self.changes(config);
+        match changes.is_empty() {
+            true => Ok(()),
+            false => Err(RunDirError::Taken { path: path.to_owned(), changes: changes.join("; ") }),
+        }
+    }
+
+    /// The keys of `config` that differ from what the run began with, in words.
+    fn changes(&self, config: &Config) -> Vec<String> {
+        let value = |setting: &relabel_config::Setting, config: &Config| (setting.get)(config).to_string();
         let changed = relabel_config::schema().iter().filter_map(|setting| {
             let (now, then) = (value(setting, config), value(setting, &self.config));
             (now != then).then(|| format!("{} is now {now}, it was {then}", setting.key))
         });
-        Ok(changed.collect())
+        changed.collect()
     }
 }

@@ -112,13 +112,21 @@ impl Admin for AdminService {
     }
 
     async fn stop(&self, request: Request<v1::StopRequest>) -> Result<Response<v1::StopReply>, Status> {
-        let reason = match request.into_inner().reason {
-            reason if reason.is_empty() => "asked to stop".into(),
-            reason => reason,
-        };
+        let reason = reason(request.into_inner().reason);
         self.queue.put(Input::Event(Event::Stop { reason })).await.map_err(|_| over())?;
         Ok(Response::new(v1::StopReply {}))
     }
+
+    async fn save(&self, request: Request<v1::SaveRequest>) -> Result<Response<v1::SaveReply>, Status> {
+        let reason = reason(request.into_inner().reason);
+        self.queue.put(Input::Event(Event::Save { reason })).await.map_err(|_| over())?;
+        Ok(Response::new(v1::SaveReply {}))
+    }
+}
+
+/// The reason that a caller gave, or what stands for it.
+fn reason(given: String) -> String {
+    if given.is_empty() { "asked by an operator".into() } else { given }
 }
 
 fn invalid(error: relabel_proto::Invalid) -> Status {
@@ -135,6 +143,6 @@ fn refused(rejection: Rejection) -> Status {
         Rejection::RankOutside { .. } => Status::out_of_range(words),
         Rejection::RankTaken { .. } => Status::already_exists(words),
         Rejection::Full { .. } => Status::resource_exhausted(words),
-        Rejection::Over => Status::failed_precondition(words),
+        Rejection::OtherRun { .. } | Rejection::Over => Status::failed_precondition(words),
     }
 }

@@ -53,8 +53,9 @@ pub fn hello(message: v1::WorkerMessage) -> Result<FirstMessage, Invalid> {
     let Some(Up::Hello(hello)) = message.message else {
         return Err(Invalid::Unexpected("the first message was no Hello: another message"));
     };
-    let v1::Hello { version, rank, host, pid, device, ring_address } = hello;
-    let hello = core::Hello { rank: rank.map(Rank), host, pid, device, ring_address };
+    let v1::Hello { version, rank, host, pid, device, ring_address, instance, standing } = hello;
+    let standing = standing.map(TryInto::try_into).transpose()?;
+    let hello = core::Hello { rank: rank.map(Rank), host, pid, device, ring_address, instance, standing };
     Ok(FirstMessage { version, hello })
 }
 
@@ -82,12 +83,19 @@ pub fn from_worker(message: v1::WorkerMessage) -> Result<FromWorker, Invalid> {
             generation: Generation(m.generation),
             position: required(m.position, "Progress.position")?.into(),
             steps: steps(m.steps)?,
+            pace: core::Pace {
+                steps: m.paced_steps,
+                compute: duration(m.compute, "Progress.compute")?,
+                data: duration(m.data, "Progress.data")?,
+                peers: duration(m.peers, "Progress.peers")?,
+            },
         },
         Up::Held(m) => FromWorker::Held {
             generation: Generation(m.generation),
             held: m.held.map(Into::into),
             steps: steps(m.steps)?,
             reason: m.reason,
+            blamed: m.blamed.map(Rank),
         },
         Up::Validating(m) => FromWorker::Validating { generation: Generation(m.generation), done: m.done },
         Up::Validated(m) => FromWorker::Validated {
@@ -111,6 +119,7 @@ pub fn from_worker(message: v1::WorkerMessage) -> Result<FromWorker, Invalid> {
         },
         Up::CheckpointFailed(m) => FromWorker::CheckpointFailed { duty: DutyId(m.duty), reason: m.reason },
         Up::Fault(m) => FromWorker::Fault { reason: m.reason },
+        Up::Leaving(m) => FromWorker::Leaving { reason: m.reason },
     })
 }
 
@@ -182,6 +191,8 @@ pub fn to_worker(message: v1::CoordinatorMessage) -> Result<Told, Invalid> {
             ToWorker::Remove { files: m.files.into_iter().map(file_name).collect::<Result<_, _>>()? }
         }
         Down::Dissolve(m) => ToWorker::Dissolve { generation: Generation(m.generation), reason: m.reason },
+        Down::Drain(m) => ToWorker::Drain { generation: Generation(m.generation), reason: m.reason },
+        Down::Release(m) => ToWorker::Release { reason: m.reason },
         Down::Finish(m) => ToWorker::Finish {
             outcome: match required(m.outcome, "Finish.outcome")? {
                 v1::finish::Outcome::Done(_) => Outcome::Done,
@@ -195,7 +206,7 @@ pub fn to_worker(message: v1::CoordinatorMessage) -> Result<Told, Invalid> {
 }
 
 fn formation(m: v1::Form) -> Result<Formation, Invalid> {
-    let world = m.peers.len() as u32;
+    let world = m.world;
     let seat = |rank: u32, field| match rank < world {
         true => Ok(Rank(rank)),
         false => Err(Invalid::Range { field, value: rank.to_string() }),
@@ -208,7 +219,10 @@ fn formation(m: v1::Form) -> Result<Formation, Invalid> {
         generation: Generation(m.generation),
         rank: seat(m.rank, "Form.rank")?,
         source: seat(m.source, "Form.source")?,
-        peers: m.peers,
+        world,
+        previous: m.previous,
+        next: m.next,
+        transfer: m.transfer,
         token: Token(token),
         shard: ordered(m.shard_first, m.shard_end, "Form.shard_first..shard_end")?,
         restore: match m.restore {
@@ -219,34 +233,34 @@ fn formation(m: v1::Form) -> Result<Formation, Invalid> {
     })
 }
 
-/// The status on the wire.
-pub fn status(status: core::Status, run_id: String, run_dir: String) -> v1::StatusReply {
-    v1::StatusReply {
-        run_id,
-        run_dir,
-        version: crate::VERSION.into(),
-        phase: status.phase,
-        reason: status.reason,
-        generation: status.generation,
-        position: status.position.map(Into::into),
-        steps_per_epoch: status.steps_per_epoch,
-        epochs: status.epochs,
-        world: status.world,
-        loss: status.loss,
-        best_top1: status.best_top1,
-        checkpoint: status.checkpoint,
-        workers: status
-            .workers
-            .into_iter()
-            .map(|w| v1::Worker {
-                rank: w.rank.0,
-                host: w.host,
-                pid: w.pid,
-                device: w.device,
-                silent: w.silent.as_secs_f64(),
-                position: w.position.map(Into::into),
-            })
-            .collect(),
+impl TryFrom<v1::Standing> for core::Standing {
+    type Error = Invalid;
+
+    fn try_from(m: v1::Standing) -> Result<Self, Invalid> {
+        if m.rank >= m.world {
+            return Err(Invalid::Range { field: "Standing.rank", value: m.rank.to_string() });
+        }
+        Ok(core::Standing {
+            run_id: m.run_id,
+            generation: Generation(m.generation),
+            rank: Rank(m.rank),
+            world: m.world,
+            in_ring: m.in_ring,
+            held: m.held.map(Into::into),
+        })
+    }
+}
+
+impl From<core::Standing> for v1::Standing {
+    fn from(s: core::Standing) -> Self {
+        v1::Standing {
+            run_id: s.run_id,
+            generation: s.generation.0,
+            rank: s.rank.0,
+            world: s.world,
+            in_ring: s.in_ring,
+            held: s.held.map(Into::into),
+        }
     }
 }
 
@@ -298,9 +312,9 @@ impl From<core::StepReport> for v1::StepReport {
 
 impl From<core::Hello> for v1::WorkerMessage {
     fn from(h: core::Hello) -> Self {
-        let core::Hello { rank, host, pid, device, ring_address } = h;
-        let version = crate::VERSION.into();
-        let hello = v1::Hello { version, rank: rank.map(|r| r.0), host, pid, device, ring_address };
+        let core::Hello { rank, host, pid, device, ring_address, instance, standing } = h;
+        let (version, rank, standing) = (crate::VERSION.into(), rank.map(|r| r.0), standing.map(Into::into));
+        let hello = v1::Hello { version, rank, host, pid, device, ring_address, instance, standing };
         v1::WorkerMessage { message: Some(Up::Hello(hello)) }
     }
 }
@@ -323,16 +337,23 @@ impl From<FromWorker> for v1::WorkerMessage {
             FromWorker::RestoreFailed { generation, file, reason } => {
                 Up::RestoreFailed(v1::RestoreFailed { generation: generation.0, file, reason })
             }
-            FromWorker::Progress { generation, position, steps: reports } => Up::Progress(v1::Progress {
-                generation: generation.0,
-                position: Some(position.into()),
-                steps: steps(reports),
-            }),
-            FromWorker::Held { generation, held, steps: reports, reason } => Up::Held(v1::Held {
+            FromWorker::Progress { generation, position, steps: reports, pace } => {
+                Up::Progress(v1::Progress {
+                    generation: generation.0,
+                    position: Some(position.into()),
+                    steps: steps(reports),
+                    paced_steps: pace.steps,
+                    compute: pace.compute.as_secs_f64(),
+                    data: pace.data.as_secs_f64(),
+                    peers: pace.peers.as_secs_f64(),
+                })
+            }
+            FromWorker::Held { generation, held, steps: reports, reason, blamed } => Up::Held(v1::Held {
                 generation: generation.0,
                 held: held.map(Into::into),
                 steps: steps(reports),
                 reason,
+                blamed: blamed.map(|rank| rank.0),
             }),
             FromWorker::Validating { generation, done } => {
                 Up::Validating(v1::Validating { generation: generation.0, done })
@@ -357,6 +378,7 @@ impl From<FromWorker> for v1::WorkerMessage {
                 Up::CheckpointFailed(v1::CheckpointFailed { duty: duty.0, reason })
             }
             FromWorker::Fault { reason } => Up::Fault(v1::Fault { reason }),
+            FromWorker::Leaving { reason } => Up::Leaving(v1::Leaving { reason }),
         };
         v1::WorkerMessage { message: Some(message) }
     }
@@ -368,7 +390,10 @@ impl From<ToWorker> for v1::CoordinatorMessage {
             ToWorker::Form(f) => Down::Form(v1::Form {
                 generation: f.generation.0,
                 rank: f.rank.0,
-                peers: f.peers,
+                world: f.world,
+                previous: f.previous,
+                next: f.next,
+                transfer: f.transfer,
                 token: f.token.0.to_vec(),
                 shard_first: f.shard.start,
                 shard_end: f.shard.end,
@@ -392,6 +417,10 @@ impl From<ToWorker> for v1::CoordinatorMessage {
             ToWorker::Dissolve { generation, reason } => {
                 Down::Dissolve(v1::Dissolve { generation: generation.0, reason })
             }
+            ToWorker::Drain { generation, reason } => {
+                Down::Drain(v1::Drain { generation: generation.0, reason })
+            }
+            ToWorker::Release { reason } => Down::Release(v1::Release { reason }),
             ToWorker::Finish { outcome } => Down::Finish(v1::Finish {
                 outcome: Some(match outcome {
                     Outcome::Done => v1::finish::Outcome::Done(v1::Done {}),

@@ -5,6 +5,7 @@
 
 mod convert;
 mod labelling;
+mod status;
 
 /// Generated from `proto/relabel/v1/*.proto`.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used)]
@@ -12,8 +13,9 @@ pub mod v1 {
     tonic::include_proto!("relabel.v1");
 }
 
-pub use convert::{FirstMessage, Invalid, Told, Welcome, from_worker, hello, status, to_worker, welcome};
+pub use convert::{FirstMessage, Invalid, Told, Welcome, from_worker, hello, to_worker, welcome};
 pub use labelling::{LabelHello, ToLabeller, from_labeller, label_hello, to_labeller};
+pub use status::status;
 
 /// The version that coordinator and workers must share: the protocol and the meaning of every option
 /// move with it.

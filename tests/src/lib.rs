@@ -238,16 +238,46 @@ pub fn losses(run_dir: &Path) -> BTreeMap<(u64, u64), f64> {
     losses
 }
 
-/// How often each sample was trained on, by epoch, over all lives of all ranks.
+/// A step of an epoch.
+type Step = (u64, u64);
+
+/// The samples of each step that is part of the state, over all lives of all ranks. A step counts where a rank has done
+/// it, in the last generation that did; then the samples of all ranks that had begun it there are in it, also of
+/// those that died before they could say that it was done.
+pub fn batches(run_dir: &Path) -> BTreeMap<Step, Vec<u64>> {
+    let mut begun: BTreeMap<(u64, Step), Vec<u64>> = BTreeMap::new();
+    let mut done: BTreeMap<Step, u64> = BTreeMap::new();
+    for file in sorted(&run_dir.join("samples")) {
+        let text = std::fs::read_to_string(file).unwrap();
+        // The last line of a killed worker may be torn; then nothing of the step had been sent.
+        for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+            let (word, numbers) = line.trim_end().split_once(' ').unwrap();
+            let numbers: Vec<u64> = numbers.split(' ').map(|number| number.parse().unwrap()).collect();
+            let (generation, step, samples) = (numbers[0], (numbers[1], numbers[2]), &numbers[3..]);
+            match word {
+                "begun" => begun.entry((generation, step)).or_default().extend(samples),
+                "done" => {
+                    let last = done.entry(step).or_default();
+                    *last = generation.max(*last);
+                }
+                _ => panic!("{line}"),
+            }
+        }
+    }
+    let samples = |(step, generation)| {
+        let mut samples = begun.get(&(generation, step)).cloned().unwrap_or_default();
+        samples.sort_unstable();
+        (step, samples)
+    };
+    done.into_iter().map(samples).collect()
+}
+
+/// How often each sample was trained on, by epoch.
 pub fn consumed(run_dir: &Path) -> BTreeMap<u64, BTreeMap<u64, u32>> {
     let mut epochs: BTreeMap<u64, BTreeMap<u64, u32>> = BTreeMap::new();
-    for file in sorted(&run_dir.join("samples")) {
-        for line in std::fs::read_to_string(file).unwrap().lines() {
-            let mut numbers = line.split(' ').map(|number| number.parse::<u64>().unwrap());
-            let (epoch, _step) = (numbers.next().unwrap(), numbers.next().unwrap());
-            for sample in numbers {
-                *epochs.entry(epoch).or_default().entry(sample).or_default() += 1;
-            }
+    for ((epoch, _), samples) in batches(run_dir) {
+        for sample in samples {
+            *epochs.entry(epoch).or_default().entry(sample).or_default() += 1;
         }
     }
     epochs

@@ -57,7 +57,10 @@ fn run_rank(rank: u32, megabytes: usize, rounds: usize) -> Result<()> {
     let mut line = String::new();
     std::io::stdin().read_line(&mut line)?;
     let peers: Vec<SocketAddr> = line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-    let membership = Membership { rank, peers, generation: 0, token: [0; 32] };
+    let world = peers.len() as u32;
+    let neighbour = |rank: u32| peers[(rank % world) as usize];
+    let (previous, next) = (neighbour(rank + world - 1), neighbour(rank + 1));
+    let membership = Membership { rank, world, previous, next, generation: 0, token: [0; 32] };
     let mut ring = Ring::connect(&listener, &membership, Timeouts::default(), AbortHandle::new())?;
 
     let mut gradients = vec![1.0; megabytes * 1_000_000 / size_of::<f32>()];

@@ -9,12 +9,15 @@ use anyhow::{Context, Result, bail};
 use relabel_config::Config;
 use relabel_core::{FromWorker, Hello, Outcome, Rank, ToWorker};
 use worker::session::{self, Session};
-use worker::train::trainer::{Setup, TrainError, Trainer};
+use worker::train::trainer::{Ended, Setup, TrainError, Trainer};
 
 use crate::cli::TrainArgs;
 
 /// How long a worker whose data cannot be used waits for the coordinator to take note of why.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// What a worker that the coordinator lets go exits as, like one that was sent this signal.
+const SIGTERM: u8 = 15;
 
 /// Runs as a rank until the run is over.
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
@@ -28,7 +31,17 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     let (listener, ring_address) = ring_listener(&args)?;
     let host = hostname::get().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned());
     let pid = std::process::id();
-    let hello = Hello { rank: args.rank.map(Rank), host, pid, device: "cpu".into(), ring_address };
+    let mut instance = [0; 8];
+    getrandom::fill(&mut instance).context("cannot get random numbers from the system")?;
+    let hello = Hello {
+        rank: args.rank.map(Rank),
+        host,
+        pid,
+        device: "cpu".into(),
+        ring_address,
+        instance: u64::from_le_bytes(instance),
+        standing: None,
+    };
     let patience = Duration::from_secs(args.connect_timeout);
     let (session, welcome) = Session::open(&args.coordinator, hello, patience)?;
     let config: Config =
@@ -54,12 +67,17 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         })
     });
     match trained {
-        Ok(Outcome::Done) => Ok(ExitCode::SUCCESS),
-        Ok(Outcome::Interrupted { reason, .. }) => {
+        Ok(Ended::Run(Outcome::Done)) => Ok(ExitCode::SUCCESS),
+        Ok(Ended::Run(Outcome::Interrupted { reason, .. })) => {
             tracing::info!("the run was stopped: {reason}");
             Ok(ExitCode::SUCCESS)
         }
-        Ok(Outcome::Failed { reason }) => bail!("the run has failed: {reason}"),
+        Ok(Ended::Run(Outcome::Failed { reason })) => bail!("the run has failed: {reason}"),
+        Ok(Ended::Released { reason }) => {
+            tracing::info!("left the run, which goes on without this worker: {reason}");
+            let signal = session.shared().leaving().unwrap_or(SIGTERM);
+            Ok(ExitCode::from(128 + signal))
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -1,6 +1,9 @@
-//! The stream to the coordinator. A thread of its own keeps it alive with heartbeats, whatever the
-//! training thread is doing, hands orders over in their sequence, and makes a collective that is under
-//! way give up as soon as its generation is over.
+//! The stream to the coordinator. A thread of its own ([`link`]) keeps it alive with heartbeats, whatever the
+//! training thread is doing, opens another where it breaks, hands orders over in their sequence, and makes a
+//! collective that is under way give up as soon as its generation is over.
+
+mod link;
+mod shared;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::mpsc as std_mpsc;
@@ -8,14 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use relabel_core::{FromWorker, Generation, Hello, ToWorker};
-use relabel_proto::v1::session_client::SessionClient;
-use relabel_proto::{MAX_MESSAGE, Told, Welcome, v1};
+use relabel_proto::Welcome;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
 use crate::collective::AbortHandle;
+pub use shared::{Place, Shared};
 
 /// Pauses between attempts to reach the coordinator: from the first, doubling, to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
@@ -38,8 +40,14 @@ pub enum SessionError {
     Refused(String),
     #[error("the coordinator sent a message that makes no sense: {0}")]
     Nonsense(#[from] relabel_proto::Invalid),
-    #[error("the coordinator is gone ({0}); start it again with --resume, then this worker")]
+    #[error("the coordinator is gone ({0}); start it again with the same command, then this worker")]
     Lost(String),
+    #[error(
+        "the coordinator has been away for {} s (cluster.wait_for_coordinator): {reason}; start it again with the \
+         same command, then this worker",
+        waited.as_secs()
+    )]
+    Away { waited: Duration, reason: String },
     #[error("the session's thread could not be started: {0}")]
     Thread(#[source] std::io::Error),
 }
@@ -49,16 +57,18 @@ pub struct Session {
     orders: std_mpsc::Receiver<Result<ToWorker, SessionError>>,
     reports: Reports,
     fence: Fence,
+    shared: Shared,
 }
 
 /// A way to report that can be handed to other threads.
 #[derive(Clone)]
-pub struct Reports(mpsc::Sender<v1::WorkerMessage>);
+pub struct Reports(mpsc::Sender<FromWorker>);
 
 impl Reports {
-    /// Queues a report. If the stream is broken the report is dropped: the next order says so.
+    /// Queues a report. While the coordinator is away only what it cannot learn otherwise is kept for it: that a
+    /// checkpoint is written, and faults. Where the session has ended the report is dropped; the next order says so.
     pub fn send(&self, message: FromWorker) {
-        let _ = self.0.blocking_send(message.into());
+        let _ = self.0.blocking_send(message);
     }
 }
 
@@ -70,6 +80,8 @@ pub struct Fence(Arc<Mutex<FenceState>>);
 struct FenceState {
     /// Generations up to this one are over.
     over: Option<(Generation, String)>,
+    /// Generations up to this one are to end with the next step.
+    draining: Generation,
     current: Option<(Generation, AbortHandle)>,
 }
 
@@ -83,6 +95,16 @@ impl Fence {
             handle.abort(reason.as_str());
         }
         state.current = Some((generation, handle));
+    }
+
+    /// Whether `generation` is to end with the next step that all ranks take.
+    pub fn is_draining(&self, generation: Generation) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).draining >= generation
+    }
+
+    fn drain(&self, generation: Generation) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.draining = state.draining.max(generation);
     }
 
     fn end(&self, generation: Generation, reason: &str) {
@@ -106,22 +128,23 @@ impl Session {
         let endpoint = endpoint(url)?;
         let (orders_in, orders) = std_mpsc::channel();
         let (welcomed, welcome) = std_mpsc::channel();
-        let (outbox, outgoing) = mpsc::channel(OUTBOX);
-        let fence = Fence::default();
-        let task = Task {
+        let (outbox, reports) = mpsc::channel(OUTBOX);
+        let (fence, shared) = (Fence::default(), Shared::default());
+        let link = link::Link {
             url: url.to_string(),
             endpoint,
-            patience,
-            outbox: outbox.clone(),
+            hello,
+            reports,
             orders: orders_in,
             fence: fence.clone(),
+            shared: shared.clone(),
         };
         std::thread::Builder::new()
             .name("session".into())
-            .spawn(move || task.run(hello, outgoing, &welcomed))
+            .spawn(move || link.run(patience, &welcomed))
             .map_err(SessionError::Thread)?;
         let welcome = welcome.recv().map_err(|_| SessionError::Lost("its thread died".into()))??;
-        Ok((Self { orders, reports: Reports(outbox), fence }, welcome))
+        Ok((Self { orders, reports: Reports(outbox), fence, shared }, welcome))
     }
 
     /// Waits for the next order.
@@ -156,105 +179,10 @@ impl Session {
     pub fn fence(&self) -> &Fence {
         &self.fence
     }
-}
 
-/// What runs on the session's thread.
-struct Task {
-    url: String,
-    endpoint: Endpoint,
-    patience: Duration,
-    outbox: mpsc::Sender<v1::WorkerMessage>,
-    orders: std_mpsc::Sender<Result<ToWorker, SessionError>>,
-    fence: Fence,
-}
-
-impl Task {
-    fn run(
-        self,
-        hello: Hello,
-        outgoing: mpsc::Receiver<v1::WorkerMessage>,
-        welcomed: &std_mpsc::Sender<Result<Welcome, SessionError>>,
-    ) {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                let _ = welcomed.send(Err(SessionError::Thread(error)));
-                return;
-            }
-        };
-        runtime.block_on(async {
-            let (welcome, inbound) = match self.join(hello, outgoing).await {
-                Ok(joined) => joined,
-                Err(error) => {
-                    let _ = welcomed.send(Err(error));
-                    return;
-                }
-            };
-            let heartbeat = heartbeat_interval(&welcome.config);
-            let _ = welcomed.send(Ok(welcome));
-            let error = self.relay(inbound, heartbeat).await;
-            self.fence.end(Generation(u64::MAX), "the coordinator is gone");
-            // The training thread may have ended already.
-            let _ = self.orders.send(Err(error));
-        });
-    }
-
-    async fn join(
-        &self,
-        hello: Hello,
-        outgoing: mpsc::Receiver<v1::WorkerMessage>,
-    ) -> Result<(Welcome, Streaming<v1::CoordinatorMessage>), SessionError> {
-        let channel = connect(&self.endpoint, &self.url, self.patience).await?;
-        let mut client = SessionClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-        // The channel is empty: this cannot wait, and the Hello is the first message.
-        let _ = self.outbox.send(hello.into()).await;
-        let mut inbound = client.join(ReceiverStream::new(outgoing)).await.map_err(refusal)?.into_inner();
-        let first = inbound.message().await.map_err(refusal)?;
-        let first = first.ok_or_else(|| SessionError::Lost("it ended the stream at once".into()))?;
-        match relabel_proto::to_worker(first)? {
-            Told::Welcome(welcome) => Ok((welcome, inbound)),
-            Told::Order(_) => Err(relabel_proto::Invalid::Unexpected("an order before the welcome").into()),
-        }
-    }
-
-    /// Passes orders on and sends heartbeats until the stream ends; says why it did.
-    async fn relay(
-        &self,
-        mut inbound: Streaming<v1::CoordinatorMessage>,
-        heartbeat: Duration,
-    ) -> SessionError {
-        let mut beat = tokio::time::interval(heartbeat);
-        loop {
-            let message = tokio::select! {
-                message = inbound.message() => message,
-                _ = beat.tick() => {
-                    // A full outbox holds reports, which are as good as a heartbeat.
-                    let _ = self.outbox.try_send(FromWorker::Heartbeat.into());
-                    continue;
-                }
-            };
-            let order = match message {
-                Ok(Some(message)) => relabel_proto::to_worker(message),
-                Ok(None) => return SessionError::Lost("it closed the stream".into()),
-                Err(status) if status.code() == Code::Aborted => {
-                    return SessionError::Refused(status.message().to_string());
-                }
-                Err(status) => return SessionError::Lost(status.message().to_string()),
-            };
-            let order = match order {
-                Ok(Told::Order(order)) => order,
-                Ok(Told::Welcome(_)) => return relabel_proto::Invalid::Unexpected("a second welcome").into(),
-                Err(invalid) => return invalid.into(),
-            };
-            match &order {
-                ToWorker::Dissolve { generation, reason } => self.fence.end(*generation, reason),
-                ToWorker::Finish { .. } => self.fence.end(Generation(u64::MAX), "the run is over"),
-                _ => {}
-            }
-            if self.orders.send(Ok(order)).is_err() {
-                return SessionError::Lost("the worker has ended".into());
-            }
-        }
+    /// What the session's thread and the training thread know of each other.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
     }
 }
 
@@ -333,12 +261,6 @@ pub fn resolve(url: &str, patience: Duration) -> Result<SocketAddr, SessionError
         std::thread::sleep(pause);
         pause = (pause * 2).min(PAUSES.1);
     }
-}
-
-/// How often to send a heartbeat. A configuration that cannot be read is the training thread's to report.
-fn heartbeat_interval(config: &str) -> Duration {
-    let config: relabel_config::Config = serde_json::from_str(config).unwrap_or_default();
-    Duration::try_from_secs_f64(config.cluster.heartbeat).unwrap_or(Duration::from_secs(1))
 }
 
 /// What the status means that a stream could not be opened with.

@@ -148,7 +148,20 @@ pub struct Optim {
     pub wd: WeightDecay,
     /// Part of each target that is spread evenly over all classes.
     pub label_smoothing: f64,
+    /// What a loss that is no number does.
+    pub non_finite: NonFinite,
+    /// With skip, updates in a row that may be left out.
+    pub non_finite_steps: u32,
     pub ema: Ema,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NonFinite {
+    /// The run saves the state before the step and stops.
+    Stop,
+    /// The step's update is left out.
+    Skip,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -216,6 +229,8 @@ pub struct Compute {
     pub gpu: i64,
     /// The reference's apex level, O0 to O3.
     pub opt_level: String,
+    /// Images that a worker takes through the network at once; 0 for all of its slice.
+    pub micro_batch: u32,
     /// Loader threads of one worker at most; never more than its share of the machine's cores.
     pub num_workers: u32,
 }
@@ -225,6 +240,8 @@ pub struct Compute {
 pub struct Checkpoint {
     /// Steps between checkpoints inside an epoch; 0 for none.
     pub every_steps: u64,
+    /// Minutes between checkpoints, in addition; 0 for none.
+    pub every_minutes: f64,
     /// Epochs between checkpoints, in addition; 0 for none but the last.
     pub every_epochs: u32,
     /// Newest checkpoints that are kept, beside the best.
@@ -240,6 +257,37 @@ pub struct Cluster {
     pub dead_after: f64,
     /// Seconds to wait for missing workers, at the start and after a loss, before the run fails.
     pub wait_for_workers: f64,
+    /// Seconds that a beginning waits for all workers where the fewest are there.
+    pub gather_for: f64,
+    /// Least seconds of training before newcomers are let in.
+    pub admit_after: f64,
+    /// Seconds in which the ranks have to find each other, and after which a peer that does not answer is lost.
+    pub ring_timeout: f64,
+    /// Seconds that a restarted coordinator waits for the workers that trained on.
+    pub reunite_for: f64,
+    /// Seconds that a worker looks for its coordinator before it gives up.
+    pub wait_for_coordinator: f64,
+    /// Seconds in which a worker that is told to leave has to be gone.
+    pub drain_deadline: f64,
+    /// Seconds in which a run that is stopped has to have saved.
+    pub stop_deadline: f64,
+    /// Workers beyond the most that train, which may stand by.
+    pub spares: u32,
+    /// What is done about a rank that holds the others up, beside naming it.
+    pub stragglers: Stragglers,
+    /// How many times the median rank's own time of a step makes a rank slow, above 1.
+    pub straggler_factor: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stragglers {
+    /// Nothing.
+    Report,
+    /// The others go on without it, where they are enough.
+    Drop,
+    /// One that stands by takes its place.
+    Replace,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -305,6 +353,8 @@ impl Default for Optim {
             momentum: 0.9,
             wd: WeightDecay::default(),
             label_smoothing: 0.0,
+            non_finite: NonFinite::Stop,
+            non_finite_steps: 10,
             ema: Ema::default(),
         }
     }
@@ -342,19 +392,33 @@ impl Default for Ema {
 
 impl Default for Compute {
     fn default() -> Self {
-        Self { seed: -1, gpu: -1, opt_level: "O1".into(), num_workers: 32 }
+        Self { seed: -1, gpu: -1, opt_level: "O1".into(), micro_batch: 0, num_workers: 32 }
     }
 }
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self { every_steps: 0, every_epochs: 1, keep: 3 }
+        Self { every_steps: 0, every_minutes: 0.0, every_epochs: 1, keep: 3 }
     }
 }
 
 impl Default for Cluster {
     fn default() -> Self {
-        Self { heartbeat: 0.5, dead_after: 4.0, wait_for_workers: 300.0 }
+        Self {
+            heartbeat: 0.5,
+            dead_after: 4.0,
+            wait_for_workers: 300.0,
+            gather_for: 30.0,
+            admit_after: 5.0,
+            ring_timeout: 10.0,
+            reunite_for: 10.0,
+            wait_for_coordinator: 600.0,
+            drain_deadline: 20.0,
+            stop_deadline: 60.0,
+            spares: 0,
+            stragglers: Stragglers::Report,
+            straggler_factor: 1.5,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is wrong with a whole configuration: values out of range, and keys that contradict each other.
 
-use crate::{Config, OptimizerKind, schema};
+use crate::{Cluster, Config, OptimizerKind, schema};
 
 /// Why a configuration is refused. The message is one line; `keys` are the keys that it is about, so that a
 /// caller who knows where their values came from can add it.
@@ -79,5 +79,54 @@ fn contradiction(c: &Config) -> Option<Invalid> {
         );
         return Some(Invalid::new(&["cluster.dead_after", "cluster.heartbeat"], message));
     }
-    None
+    waiting(&c.cluster)
+}
+
+/// Times that contradict each other: what waits for something else has to wait longer than that takes.
+fn waiting(cluster: &Cluster) -> Option<Invalid> {
+    let rules: [(&'static str, f64, &'static str, f64, &str); 5] = [
+        (
+            "cluster.wait_for_workers",
+            cluster.wait_for_workers,
+            "cluster.dead_after",
+            cluster.dead_after,
+            "or the run fails before it is known who is missing",
+        ),
+        (
+            "cluster.wait_for_workers",
+            cluster.wait_for_workers,
+            "cluster.gather_for",
+            cluster.gather_for,
+            "or the run fails while it waits for the rest of its workers",
+        ),
+        (
+            "cluster.wait_for_workers",
+            cluster.wait_for_workers,
+            "cluster.ring_timeout",
+            cluster.ring_timeout,
+            "or the run fails while its ranks still look for each other",
+        ),
+        (
+            "cluster.reunite_for",
+            cluster.reunite_for,
+            "cluster.dead_after",
+            cluster.dead_after,
+            "or a restarted coordinator gives up workers that are on their way back",
+        ),
+        (
+            "cluster.wait_for_coordinator",
+            cluster.wait_for_coordinator,
+            "cluster.dead_after",
+            cluster.dead_after,
+            "or a worker gives up a coordinator that only pauses",
+        ),
+    ];
+    rules.into_iter().find(|(_, longer, _, shorter, _)| longer < shorter).map(
+        |(longer_key, longer, shorter_key, shorter, why)| {
+            let message = format!(
+                "{longer_key} {longer} is shorter than {shorter_key} {shorter}: it has to be at least as long, {why}"
+            );
+            Invalid::new(&[longer_key, shorter_key], message)
+        },
+    )
 }

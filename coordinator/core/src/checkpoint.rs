@@ -7,7 +7,7 @@ use crate::{DutyId, History, Position, Settings, WorkerId};
 /// Orders to write a checkpoint that have not been answered. The state is the same on every rank after
 /// every step, so any worker could write; the lowest rank that holds it does, rank 0 as a rule, which reads it back on a
 /// resume.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Duties {
     last: u64,
     open: BTreeMap<DutyId, Duty>,
@@ -16,16 +16,42 @@ pub(crate) struct Duties {
 #[derive(Debug, Clone, Copy)]
 struct Duty {
     writer: WorkerId,
+    at: Position,
     /// The epoch whose state is to be kept as the best.
     best: Option<u32>,
 }
 
 impl Duties {
+    /// Of a coordinator that has been `resumed` so often: what was ordered in another of its lives has other numbers.
+    pub fn new(resumed: u32) -> Self {
+        Self { last: u64::from(resumed) << 32, open: BTreeMap::new() }
+    }
+
     /// `best` is the epoch whose state is to be kept as the best, if this is one.
-    pub fn assign(&mut self, writer: WorkerId, best: Option<u32>) -> DutyId {
+    pub fn assign(&mut self, writer: WorkerId, at: Position, best: Option<u32>) -> DutyId {
         self.last += 1;
-        self.open.insert(DutyId(self.last), Duty { writer, best });
+        self.open.insert(DutyId(self.last), Duty { writer, at, best });
         DutyId(self.last)
+    }
+
+    /// Whether a duty of an earlier life of the coordinator may have this number.
+    pub fn is_of_an_earlier_life(&self, duty: DutyId) -> bool {
+        duty.0 >> 32 < self.last >> 32
+    }
+
+    /// The state that a duty asks for.
+    pub fn at(&self, duty: DutyId) -> Option<Position> {
+        self.open.get(&duty).map(|open| open.at)
+    }
+
+    /// Whether `writer` has anything to write.
+    pub fn burdens(&self, writer: WorkerId) -> bool {
+        self.open.values().any(|open| open.writer == writer)
+    }
+
+    /// Whether the state of `at`, asked for by its position, is being written.
+    pub fn writes(&self, at: Position) -> bool {
+        self.open.values().any(|open| open.at == at)
     }
 
     /// Takes an answered duty off the list; false if there is no such duty of this writer.

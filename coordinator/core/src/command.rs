@@ -15,8 +15,8 @@ pub enum Command {
     Reject { worker: WorkerId, rejection: Rejection },
     /// Say this to a worker.
     Send { worker: WorkerId, message: ToWorker },
-    /// Close a seated worker's stream; the core has already forgotten it.
-    Expel { worker: WorkerId, reason: String },
+    /// Close a seated worker's stream; the core has already forgotten it. With `back` it may come again.
+    Expel { worker: WorkerId, reason: String, back: bool },
     /// Append to the journal and sync, before the commands after this one.
     Persist(Fact),
     /// Show to people and metrics.
@@ -41,6 +41,10 @@ pub enum ToWorker {
     Remove { files: Vec<String> },
     /// The generation is over: give up its collectives and say what is held.
     Dissolve { generation: Generation, reason: String },
+    /// The generation is to end with the next step that all ranks take together: no work of any is lost.
+    Drain { generation: Generation, reason: String },
+    /// Nothing is lost without this worker any more: exit.
+    Release { reason: String },
     /// The run is over: exit.
     Finish { outcome: Outcome },
 }
@@ -49,14 +53,19 @@ pub enum ToWorker {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Formation {
     pub generation: Generation,
+    /// Its rank in this generation, in `0..world`: the seats that are taken, in their order.
     pub rank: Rank,
-    /// `host:port` of every rank's end of the ring, by rank; their number is the world size.
-    pub peers: Vec<String>,
+    pub world: u32,
+    /// `host:port` of the previous and the next rank's end of the ring; its own in a world of one.
+    pub previous: String,
+    pub next: String,
     pub token: Token,
     /// The part of every global batch that this rank consumes; see [`crate::shards`].
     pub shard: Range<u32>,
     /// The rank that every other takes its state from.
     pub source: Rank,
+    /// Whether the state has to go round; not where every rank is known to hold it.
+    pub transfer: bool,
     /// The checkpoint that the source loads first; none if it holds the state or the run starts afresh.
     pub restore: Option<Restore>,
     /// Where training goes on.

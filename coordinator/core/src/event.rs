@@ -15,6 +15,8 @@ pub enum Event {
     Left { worker: WorkerId, reason: String },
     /// Somebody asked for the run to end: a checkpoint is written first.
     Stop { reason: String },
+    /// Somebody asked for a checkpoint; training goes on.
+    Save { reason: String },
     /// Something outside the core went wrong for good, such as a journal that cannot be written.
     Broken { reason: String },
     /// Time has passed.
@@ -33,6 +35,24 @@ pub struct Hello {
     pub device: String,
     /// `host:port` where its peers reach its end of the ring.
     pub ring_address: String,
+    /// Drawn by the process at its start: two streams of one instance are one worker that has come back.
+    pub instance: u64,
+    /// Where it stands, if it has been in this run before and lost its coordinator.
+    pub standing: Option<Standing>,
+}
+
+/// What a worker that comes back was doing when it was last in touch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    pub run_id: String,
+    /// The last generation that it was in, its rank there, and how many they were.
+    pub generation: Generation,
+    pub rank: Rank,
+    pub world: u32,
+    /// Whether its ring still stands.
+    pub in_ring: bool,
+    /// Where the state is that it holds, if it holds one that is whole.
+    pub held: Option<Position>,
 }
 
 /// What a worker says once it is seated.
@@ -47,11 +67,19 @@ pub enum FromWorker {
     Ready { generation: Generation, held: Position, epoch_loss: Option<f64> },
     /// It could not load the checkpoint that the formation named.
     RestoreFailed { generation: Generation, file: String, reason: String },
-    /// It has done all steps before `position`; `steps` are those since its last report, oldest first.
-    Progress { generation: Generation, position: Position, steps: Vec<StepReport> },
-    /// Its collective failed or it was told to dissolve: it is out of the ring, holding `held` if it has
-    /// trained at all. `steps` are its newest reports, some of which may have been reported before.
-    Held { generation: Generation, held: Option<Position>, steps: Vec<StepReport>, reason: String },
+    /// It has done all steps before `position`. `steps` are those since its last report, oldest first; `pace` is how
+    /// its own time went by since then.
+    Progress { generation: Generation, position: Position, steps: Vec<StepReport>, pace: Pace },
+    /// Its collective failed or it was told to leave: it is out of the ring, holding `held` if it has
+    /// trained at all. `steps` are its newest reports, some of which may have been reported before; `blamed` is
+    /// the rank that it could not reach or lost, if one was to blame.
+    Held {
+        generation: Generation,
+        held: Option<Position>,
+        steps: Vec<StepReport>,
+        reason: String,
+        blamed: Option<Rank>,
+    },
     /// It has evaluated `done` samples of its part of the validation set.
     Validating { generation: Generation, done: u64 },
     /// It has evaluated its part of the validation set.
@@ -62,6 +90,8 @@ pub enum FromWorker {
     CheckpointFailed { duty: DutyId, reason: String },
     /// It cannot go on and neither can the run: bad data, a non-finite loss, a bug.
     Fault { reason: String },
+    /// It has to go, the run need not: its host is wanted for something else.
+    Leaving { reason: String },
 }
 
 /// What a worker sees of the data set. Two workers must see the same.
@@ -81,7 +111,7 @@ pub struct Dataset {
 pub struct StepReport {
     /// The step that was done.
     pub position: Position,
-    /// Mean loss of the global batch, before the update.
+    /// Mean loss of the global batch, before the update; not finite where the update was left out.
     pub loss: f64,
     /// Learning rate of the update.
     pub learning_rate: f64,
@@ -94,6 +124,19 @@ pub struct StepReport {
     /// Sum of the losses and number of samples since the epoch began.
     pub epoch_loss_sum: f64,
     pub epoch_samples: u64,
+}
+
+/// Where a rank's time went over some steps, in sums. What it did itself and what it waited for are apart: the
+/// ranks of a ring take their steps together, so only the former tells them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pace {
+    pub steps: u32,
+    /// Forward, backward, update and what lies between, without the waits below.
+    pub compute: Duration,
+    /// Waiting for its own loader.
+    pub data: Duration,
+    /// Waiting for its peers, and for the wire.
+    pub peers: Duration,
 }
 
 /// A checkpoint as its writer reports it.

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Dataset, Restore, Written};
+use crate::{Dataset, Generation, Position, Restore, Written};
 
 /// A line of the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -11,6 +11,10 @@ use crate::{Dataset, Restore, Written};
 pub enum Fact {
     /// The run began, with the configuration (as JSON) and the seed that it keeps.
     Started { run_id: String, version: String, seed: u64, config: String },
+    /// Another life of the coordinator took the run up.
+    Resumed,
+    /// A generation of so many ranks was told to form and to go on from here.
+    Formed { generation: Generation, world: u32, position: Position },
     /// The workers agreed on what the data set is.
     Agreed { dataset: Dataset },
     /// A checkpoint can be resumed from.
@@ -28,6 +32,11 @@ pub enum Fact {
 /// What the facts so far amount to.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct History {
+    /// Lives of the coordinator after the first.
+    pub resumed: u32,
+    /// The last generation that was told to form, and its world size.
+    pub generation: Generation,
+    pub world: u32,
     pub dataset: Option<Dataset>,
     /// Checkpoints that can be resumed from, oldest first.
     pub checkpoints: Vec<Written>,
@@ -51,6 +60,10 @@ impl History {
     pub(crate) fn apply(&mut self, fact: &Fact) {
         match fact {
             Fact::Started { .. } => {}
+            Fact::Resumed => self.resumed += 1,
+            Fact::Formed { generation, world, .. } => {
+                (self.generation, self.world) = (*generation, *world);
+            }
             Fact::Agreed { dataset } => self.dataset = Some(dataset.clone()),
             Fact::Committed { written } => {
                 // The same steps can be done and saved again after a fall back to an older file.

@@ -27,24 +27,44 @@
 //! # The way of a run
 //!
 //! ```text
-//!   Gathering ──all seats taken, data agreed──▶ Forming ──all ready──▶ Training ──last step──▶ Validating
-//!       ▲                                          │                      ▲ │                     │
-//!       └───────────── a worker lost, a ring broken┴──────────────────────┼─┘                     │
-//!                                                                         └──next epoch───────────┤
-//!   Ended ◀── last checkpoint committed ── Saving ◀──after the last epoch─────────────────────────┘
+//!              ┌──────── not all came back, or their ring broke ────────┐
+//!              │                                                        ▼
+//!   Reuniting ─┴─ all ranks are back, their ring stands ─▶ Training   Gathering ──enough are here, data agreed──▶ Forming
+//!   (a coordinator that was away)                                       ▲                                           │
+//!                                                                       │ a worker lost, a ring broken,        all ready
+//!                                                                       │ one joins, leaves or is slow              ▼
+//!                                                                       ├──────────────────────────── Training ◀─────┤
+//!                                                                       │                              │    ▲       │
+//!                                                                       │                      last step    next epoch
+//!                                                                       │                              ▼    │       │
+//!                                                                       └──────────────────────────── Validating ◀───┘
+//!   Ended ◀── last checkpoint committed ── Saving ◀── after the last epoch ────────────────────────────┘
 //! ```
 //!
 //! A stop while training dissolves the generation, a fault does by itself; what is held is saved, and the run
 //! ends as soon as that is committed.
 //!
+//! # What is done when something goes wrong, cheapest first
+//!
+//! 1. *Keep going*: the coordinator was away, all ranks trained on and come back (`run/reuniting.rs`); a checkpoint
+//!    within training could not be written; a rank is slow.
+//! 2. *Form anew, in memory*: enough workers are left. They go on from the one that has gone furthest; whoever holds
+//!    another state, or none, is sent it. No step is lost while one worker lives.
+//! 3. *The newest checkpoint*: nobody is left who holds a state.
+//! 4. *The one before*: that one is damaged.
+//!
+//! Each decision is a sentence with its reason, in the log and in [`Status::decisions`].
+//!
 //! [`labelling`] decides likewise who makes which label maps, for `coordinator label`.
 
 mod command;
+mod decision;
 mod event;
 mod id;
 mod run;
 mod settings;
 mod status;
+mod straggler;
 
 pub mod checkpoint;
 pub mod history;
@@ -54,13 +74,15 @@ pub mod shards;
 pub mod validation;
 
 pub use command::{Command, EpochSummary, Formation, Observation, Outcome, Restore, ToWorker};
-pub use event::{Dataset, Event, FromWorker, Hello, StepReport, Written};
+pub use decision::Decision;
+pub use event::{Dataset, Event, FromWorker, Hello, Pace, Standing, StepReport, Written};
 pub use history::{Fact, History};
 pub use id::{DutyId, Generation, Position, Rank, Token, WorkerId};
 pub use membership::Rejection;
 pub use run::Run;
-pub use settings::Settings;
-pub use status::{Status, WorkerStatus};
+pub use settings::{Settings, StragglerAction, StragglerPolicy};
+pub use status::{Status, WorkerState, WorkerStatus};
+pub use straggler::StepTimes;
 
 #[cfg(test)]
 mod tests;

@@ -1,78 +1,111 @@
 //! Who is here: workers, their seats, and when each was last heard of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::{Dataset, Hello, Position, Rank, WorkerId};
+
+/// Most missing seats that are named one by one.
+const NAMED: u32 = 8;
 
 /// Why a worker is not let in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
     #[error(
-        "rank {rank} is outside this run's 0..{world}: start the worker with a smaller --rank, or the coordinator with more --workers"
+        "rank {rank} is outside this run's 0..{seats}: start the worker with a smaller --rank, or the coordinator with more --workers"
     )]
-    RankOutside { rank: Rank, world: u32 },
+    RankOutside { rank: Rank, seats: u32 },
     #[error(
         "rank {rank} is taken by process {pid} on {host}: choose another --rank, or leave it out to get a free one"
     )]
     RankTaken { rank: Rank, host: String, pid: u32 },
-    #[error("all {world} seats of this run are taken: start the coordinator with more --workers")]
-    Full { world: u32 },
+    #[error("all {seats} seats of this run are taken: start the coordinator with more --workers")]
+    Full { seats: u32 },
+    #[error("this is run {here}, and the worker comes from run {theirs}: start it anew")]
+    OtherRun { here: String, theirs: String },
     #[error("the run is over")]
     Over,
-}
-
-/// What a member is known to hold of the training state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Holding {
-    /// It has not trained in this run.
-    Nothing,
-    /// It has been told to leave its generation and has not yet said where it stands.
-    Asked,
-    /// It has done all steps before this position.
-    At(Position),
 }
 
 /// A seated worker.
 #[derive(Debug, Clone)]
 pub(crate) struct Member {
+    /// Its seat.
     pub rank: Rank,
     pub hello: Hello,
     pub dataset: Option<Dataset>,
-    pub holding: Holding,
+    /// The next step of the state that it holds, as far as it has said.
+    pub held: Option<Position>,
+    /// Its state is of the line that the newest generation goes on with: at the same position it is the same,
+    /// bit for bit.
+    pub in_line: bool,
     pub last_heard: Duration,
+    /// Why it is to go, if it is.
+    pub leaving: Option<String>,
+    /// It has been told that it may go.
+    pub released: bool,
+    pub slow: bool,
 }
 
-/// The seated workers.
-#[derive(Debug, Clone, Default)]
+/// The seated workers. What is asked for often costs no walk over all of them: there may be ten thousand.
+#[derive(Debug, Clone)]
 pub(crate) struct Membership {
     members: BTreeMap<WorkerId, Member>,
+    taken: BTreeMap<Rank, WorkerId>,
+    free: BTreeSet<Rank>,
+    instances: BTreeMap<u64, WorkerId>,
 }
 
 impl Membership {
-    /// Finds a seat for a newcomer, without seating it.
-    pub fn seat_for(&self, hello: &Hello, world: u32) -> Result<Rank, Rejection> {
+    /// Nobody yet, on `seats` seats.
+    pub fn new(seats: u32) -> Self {
+        Self {
+            members: BTreeMap::new(),
+            taken: BTreeMap::new(),
+            free: (0..seats).map(Rank).collect(),
+            instances: BTreeMap::new(),
+        }
+    }
+
+    fn seats(&self) -> u32 {
+        (self.taken.len() + self.free.len()) as u32
+    }
+
+    /// Finds a seat for a newcomer, without seating it. One that comes back takes another where its own is taken.
+    pub fn seat_for(&self, hello: &Hello) -> Result<Rank, Rejection> {
+        let seats = self.seats();
+        let first = self.free.first().copied().ok_or(Rejection::Full { seats });
         match hello.rank {
-            Some(rank) if rank.0 >= world => Err(Rejection::RankOutside { rank, world }),
-            Some(rank) => match self.members.values().find(|m| m.rank == rank) {
+            Some(rank) if rank.0 >= seats => Err(Rejection::RankOutside { rank, seats }),
+            Some(rank) => match self.taken.get(&rank).and_then(|holder| self.members.get(holder)) {
+                Some(_) if hello.standing.is_some() => first,
                 Some(holder) => {
                     Err(Rejection::RankTaken { rank, host: holder.hello.host.clone(), pid: holder.hello.pid })
                 }
                 None => Ok(rank),
             },
-            None => (0..world)
-                .map(Rank)
-                .find(|rank| self.members.values().all(|m| m.rank != *rank))
-                .ok_or(Rejection::Full { world }),
+            None => first,
         }
     }
 
+    /// The worker that an earlier stream of the same process stands for.
+    pub fn of_instance(&self, instance: u64) -> Option<WorkerId> {
+        self.instances.get(&instance).copied()
+    }
+
     pub fn insert(&mut self, worker: WorkerId, member: Member) {
+        self.free.remove(&member.rank);
+        self.taken.insert(member.rank, worker);
+        self.instances.insert(member.hello.instance, worker);
         self.members.insert(worker, member);
     }
 
     pub fn remove(&mut self, worker: WorkerId) -> Option<Member> {
-        self.members.remove(&worker)
+        let member = self.members.remove(&worker)?;
+        self.taken.remove(&member.rank);
+        self.free.insert(member.rank);
+        self.instances.remove(&member.hello.instance);
+        Some(member)
     }
 
     pub fn get(&self, worker: WorkerId) -> Option<&Member> {
@@ -99,29 +132,30 @@ impl Membership {
         self.members.len() as u32
     }
 
-    /// The members in the order of their ranks.
-    pub fn by_rank(&self) -> Vec<(WorkerId, &Member)> {
-        let mut seats: Vec<_> = self.iter().collect();
-        seats.sort_by_key(|(_, member)| member.rank);
-        seats
+    /// The members in the order of their seats.
+    pub fn by_rank(&self) -> impl Iterator<Item = (WorkerId, &Member)> {
+        self.taken.values().filter_map(|id| Some((*id, self.members.get(id)?)))
     }
 
-    /// Ranks of `0..world` that nobody holds, as words: `rank 1` or `ranks 1, 3`.
-    pub fn missing(&self, world: u32) -> Option<String> {
-        let free: Vec<String> = (0..world)
-            .filter(|rank| self.members.values().all(|m| m.rank.0 != *rank))
-            .map(|rank| rank.to_string())
-            .collect();
-        match free.len() {
+    /// Seats of `0..workers` that nobody holds, as words: `rank 1` or `ranks 1, 3`.
+    pub fn missing(&self, workers: u32) -> Option<String> {
+        let free: Vec<_> = self.free.range(..Rank(workers)).take(NAMED as usize + 1).collect();
+        let words = free.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        match free.len() as u32 {
             0 => None,
-            1 => Some(format!("rank {}", free[0])),
-            n if n > 8 => Some(format!("{n} of {world} workers")),
-            _ => Some(format!("ranks {}", free.join(", "))),
+            1 => Some(format!("rank {words}")),
+            n if n > NAMED => Some(format!("{} of {workers} workers", workers.saturating_sub(self.len()))),
+            _ => Some(format!("ranks {words}")),
         }
     }
 }
 
 impl Member {
+    /// It has indexed its data, and is to stay.
+    pub fn is_ready(&self) -> bool {
+        self.dataset.is_some() && self.leaving.is_none()
+    }
+
     /// `worker 1 (process 4711 on node7)`, for sentences.
     pub fn describe(&self) -> String {
         format!("worker {} (process {} on {})", self.rank, self.hello.pid, self.hello.host)

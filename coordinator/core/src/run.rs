@@ -1,23 +1,29 @@
 //! The run: one value that every event changes and every command comes from.
 //!
 //! This file holds the state and says what each event means; what happens within a phase stands in
-//! `run/forming.rs` (from workers to a generation), `run/training.rs` (steps, validation, epochs) and
+//! `run/forming.rs` (from workers to a generation), `run/changing.rs` (newcomers, those that leave, slow ranks),
+//! `run/reuniting.rs` (a coordinator that was away), `run/training.rs` (steps, validation, epochs) and
 //! `run/saving.rs` (checkpoints and the end).
 
+mod changing;
 mod forming;
+mod reuniting;
 mod saving;
+mod showing;
 mod training;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::checkpoint::Duties;
+use crate::decision::Decisions;
 use crate::history::{Fact, History};
-use crate::membership::{Holding, Member, Membership};
+use crate::membership::{Member, Membership};
+use crate::straggler::Stragglers;
 use crate::validation::Validation;
 use crate::{
-    Command, DutyId, Event, FromWorker, Generation, Hello, Observation, Outcome, Position, Settings, Status,
-    ToWorker, WorkerId, WorkerStatus, shards,
+    Command, DutyId, Event, FromWorker, Generation, Hello, Outcome, Position, Rank, Rejection, Settings,
+    ToWorker, WorkerId, shards,
 };
 
 /// A gap between two ticks that says that this process stood still: ticks come several times a second.
@@ -30,16 +36,23 @@ pub struct Run {
     history: History,
     members: Membership,
     phase: Phase,
-    /// Why the run is in its phase, as words.
+    /// Why the run is in its phase, as words, and what was decided before.
     reason: String,
+    decisions: Decisions,
     generation: Generation,
+    /// The members of the newest generation by their ranks in it; those that are lost are taken out.
+    ring: BTreeMap<WorkerId, Rank>,
+    formations: Formations,
     /// Whether this life of the coordinator has shown what is to be trained.
     planned: bool,
-    /// Generations in a row that came to nothing.
-    failed_formations: u32,
     duties: Duties,
-    /// The next step whose numbers have not been shown.
-    shown: Position,
+    /// Workers whose last checkpoint could not be written: others come first.
+    failed_writers: BTreeSet<WorkerId>,
+    /// When a checkpoint was last ordered.
+    saved_at: Duration,
+    stragglers: Stragglers,
+    /// The next step whose numbers have not been shown; unknown to a coordinator that was away.
+    shown: Option<Position>,
     loss: Option<f64>,
     /// Mean training loss of the epoch as of the last step shown.
     epoch_loss: f64,
@@ -55,22 +68,44 @@ pub struct Run {
 
 #[derive(Debug)]
 enum Phase {
-    /// Not everybody is here, or not everybody has said what they hold.
+    /// A restarted coordinator waits for a generation that trained on without it.
+    Reuniting {
+        since: Duration,
+        world: u32,
+    },
+    /// Not everybody is here, or not all of those that were `asked` have left the ring and said what they hold.
     Gathering {
         since: Duration,
+        asked: BTreeSet<WorkerId>,
     },
     /// The ranks build their ring and take the source's state.
     Forming {
         position: Position,
         waiting: BTreeSet<WorkerId>,
     },
+    /// `done` have come to the end of the epoch.
     Training {
         epoch: u32,
+        done: BTreeSet<WorkerId>,
     },
     Validating(Validation),
     /// Nothing is left but a checkpoint to be committed.
     Saving,
     Ended,
+}
+
+/// How the forming of generations goes.
+#[derive(Debug, Default)]
+struct Formations {
+    /// Those in a row that came to nothing, and when the first of them did.
+    failed: u32,
+    failing_since: Duration,
+    /// No generation is formed before.
+    not_before: Duration,
+    /// When the newest generation began to train.
+    trained_at: Option<Duration>,
+    /// In how many generations a worker was to blame for the end of the ring, since one last trained.
+    blamed: BTreeMap<WorkerId, BTreeSet<Generation>>,
 }
 
 #[derive(Debug)]
@@ -86,17 +121,26 @@ struct Stopping {
 impl Run {
     /// A run that goes on from what `history` says, an empty one from the beginning.
     pub fn new(settings: Settings, history: History) -> Self {
+        let phase = match history.world {
+            0 => Phase::Gathering { since: Duration::ZERO, asked: BTreeSet::new() },
+            world => Phase::Reuniting { since: Duration::ZERO, world },
+        };
         Self {
+            members: Membership::new(settings.workers.saturating_add(settings.spares)),
+            duties: Duties::new(history.resumed),
+            generation: history.generation,
+            stragglers: Stragglers::new(settings.stragglers),
             settings,
             history,
-            members: Membership::default(),
-            phase: Phase::Gathering { since: Duration::ZERO },
+            phase,
             reason: "waiting for workers".into(),
-            generation: Generation::default(),
+            decisions: Decisions::default(),
+            ring: BTreeMap::new(),
+            formations: Formations::default(),
             planned: false,
-            failed_formations: 0,
-            duties: Duties::default(),
-            shown: Position::default(),
+            failed_writers: BTreeSet::new(),
+            saved_at: Duration::ZERO,
+            shown: None,
             loss: None,
             epoch_loss: f64::NAN,
             epoch_skipped: 0,
@@ -120,29 +164,77 @@ impl Run {
             Event::Said { worker, message } => self.said(worker, message),
             Event::Left { worker, reason } => self.lost(worker, &reason),
             Event::Stop { reason } => self.stop(reason),
+            Event::Save { reason } => self.save(&reason),
             Event::Tick => self.tick(),
         }
         std::mem::take(&mut self.commands)
     }
 
     fn joined(&mut self, worker: WorkerId, hello: Hello) {
-        let world = self.settings.workers;
-        let seat = match self.phase {
-            Phase::Ended | Phase::Saving => Err(crate::Rejection::Over),
-            _ => self.members.seat_for(&hello, world),
-        };
+        let seat = self.seat(&hello);
         let rank = match seat {
             Ok(rank) => rank,
             Err(rejection) => return self.command(Command::Reject { worker, rejection }),
         };
-        let member = Member { rank, hello, dataset: None, holding: Holding::Nothing, last_heard: self.now };
-        self.note(format!(
-            "{} joined as rank {rank} of {world} on {}",
-            member.describe(),
-            member.hello.device
-        ));
+        let standing = hello.standing.clone();
+        let member = Member {
+            rank,
+            hello,
+            dataset: None,
+            held: standing.as_ref().and_then(|standing| standing.held),
+            in_line: false,
+            last_heard: self.now,
+            leaving: None,
+            released: false,
+            slow: false,
+        };
+        let (who, device) = (member.describe(), &member.hello.device);
+        let world = self.settings.workers;
+        self.note(match &standing {
+            Some(_) => format!("{who} is back on {device}"),
+            None if rank.0 >= world => format!("{who} joined on {device}, to stand by"),
+            None => format!("{who} joined as rank {rank} of {world} on {device}"),
+        });
+        if let Phase::Gathering { since, .. } = &mut self.phase
+            && self.members.len() == 0
+        {
+            // The first to come: from now on the others are waited for.
+            *since = self.now;
+        }
         self.members.insert(worker, member);
         self.command(Command::Welcome { worker, rank, world });
+        if let Some(standing) = standing {
+            self.is_back(worker, &standing);
+        }
+    }
+
+    /// The seat of a worker that has come, or come back.
+    fn seat(&mut self, hello: &Hello) -> Result<Rank, Rejection> {
+        if matches!(self.phase, Phase::Ended | Phase::Saving) {
+            return Err(Rejection::Over);
+        }
+        if let Some(standing) = &hello.standing
+            && standing.run_id != self.settings.run_id
+        {
+            return Err(Rejection::OtherRun {
+                here: self.settings.run_id.clone(),
+                theirs: standing.run_id.clone(),
+            });
+        }
+        // The same process: its old stream is dead, whether or not that has been noticed.
+        if let Some(old) = self.members.of_instance(hello.instance) {
+            let reason = "the same process has come by another connection".to_owned();
+            self.command(Command::Expel { worker: old, reason: reason.clone(), back: false });
+            self.lost(old, &reason);
+        }
+        match self.members.seat_for(hello) {
+            // It brings what others have not.
+            Err(Rejection::Full { .. }) if hello.standing.as_ref().is_some_and(|s| s.held.is_some()) => {
+                self.make_room();
+                self.members.seat_for(hello)
+            }
+            seat => seat,
+        }
     }
 
     fn said(&mut self, worker: WorkerId, message: FromWorker) {
@@ -158,26 +250,31 @@ impl Run {
             FromWorker::RestoreFailed { generation, file, reason } => {
                 self.restore_failed(worker, generation, file, reason);
             }
-            FromWorker::Progress { generation, position, steps } => {
-                self.progressed(worker, generation, position, &steps);
+            FromWorker::Progress { generation, position, steps, pace } => {
+                self.progressed(worker, generation, position, &steps, pace);
             }
-            FromWorker::Held { generation, held, steps, reason } => {
-                self.held(worker, generation, held, &steps, &reason);
+            FromWorker::Held { generation, held, steps, reason, blamed } => {
+                self.held(worker, generation, held, &steps, &reason, blamed);
             }
             FromWorker::Validating { generation, done } => self.validating(worker, generation, done),
             FromWorker::Validated { generation, part } => self.validated(worker, generation, &part),
             FromWorker::CheckpointWritten { duty, written } => self.checkpoint_written(worker, duty, written),
             FromWorker::CheckpointFailed { duty, reason } => self.checkpoint_failed(worker, duty, &reason),
             FromWorker::Fault { reason } => {
-                let who = self.members.get(worker).map(Member::describe).unwrap_or_default();
+                let who = self.describe(worker);
                 self.fault(worker, format!("{who}: {reason}"));
             }
+            FromWorker::Leaving { reason } => self.wants_to_leave(worker, &reason),
         }
     }
 
     /// A worker is gone, or as good as gone.
     fn lost(&mut self, worker: WorkerId, reason: &str) {
         let Some(member) = self.members.remove(worker) else { return };
+        let in_ring = self.ring.remove(&worker).is_some();
+        self.stragglers.forget(worker);
+        self.formations.blamed.remove(&worker);
+        self.failed_writers.remove(&worker);
         for epoch in self.duties.forget(worker) {
             // It counts as the best no longer: no file holds it.
             self.persist(Fact::BestLost { epoch });
@@ -187,15 +284,32 @@ impl Run {
             return self.stopped();
         }
         let who = member.describe();
-        match self.phase {
-            Phase::Gathering { .. } => {
-                self.warn(format!("{who} was lost: {reason}"));
-                self.phase = Phase::Gathering { since: self.now };
+        let words = match member.released {
+            true => format!("{who} has left"),
+            false => format!("{who} was lost: {reason}"),
+        };
+        match &mut self.phase {
+            Phase::Gathering { since, asked } => {
+                *since = self.now;
+                if asked.remove(&worker) && !asked.is_empty() {
+                    // Its peers may be waiting for it in the ring.
+                    let left = asked.clone();
+                    self.tell_to_leave(&left, &words);
+                }
+                if member.released {
+                    self.note(words)
+                } else {
+                    self.warn(words)
+                }
                 self.stop_when_saved();
+                self.try_form();
             }
             // All is trained: nobody is needed but the one that writes.
-            Phase::Saving if !self.duties.is_empty() => self.warn(format!("{who} was lost: {reason}")),
-            _ => self.regroup(format!("{who} was lost: {reason}")),
+            Phase::Saving if !self.duties.is_empty() => self.warn(words),
+            Phase::Reuniting { .. } => self.warn(words),
+            _ if in_ring => self.regroup(words),
+            _ if member.released => self.note(words),
+            _ => self.warn(words),
         }
     }
 
@@ -213,7 +327,7 @@ impl Run {
             .collect();
         for worker in silent {
             let reason = format!("nothing heard of it for {:.1} s", self.settings.dead_after.as_secs_f64());
-            self.command(Command::Expel { worker, reason: reason.clone() });
+            self.command(Command::Expel { worker, reason: reason.clone(), back: true });
             self.lost(worker, &reason);
         }
         if self.stopping.is_some() && self.members.len() == 0 {
@@ -225,74 +339,24 @@ impl Run {
             self.warn("the checkpoint did not come within the deadline for stopping".into());
             return self.stopped();
         }
-        if let Phase::Gathering { since } = self.phase
-            && self.now.saturating_sub(since) > self.settings.wait_for_workers
-        {
-            self.waited_enough();
-        }
-    }
-
-    /// Nobody has come, or said what it holds, for `cluster.wait_for_workers`.
-    fn waited_enough(&mut self) {
-        let seconds = self.settings.wait_for_workers.as_secs_f64();
-        if let Some(missing) = self.members.missing(self.settings.workers) {
-            return self.fail(format!(
-                "waited {seconds:.0} s (cluster.wait_for_workers) for {missing}: start it with `worker --coordinator URL`"
-            ));
-        }
-        let silent = self.members.iter().filter(|(_, m)| matches!(m.holding, Holding::Asked));
-        for worker in silent.map(|(id, _)| id).collect::<Vec<_>>() {
-            let reason =
-                format!("it has not said for {seconds:.0} s (cluster.wait_for_workers) what it holds");
-            self.command(Command::Expel { worker, reason: reason.clone() });
-            self.lost(worker, &reason);
+        match &self.phase {
+            Phase::Reuniting { since, .. } if self.now.saturating_sub(*since) > self.settings.reunite_for => {
+                self.waited_for_reunion();
+            }
+            Phase::Gathering { since, .. }
+                if self.now.saturating_sub(*since) > self.settings.wait_for_workers =>
+            {
+                self.waited_enough();
+            }
+            Phase::Gathering { .. } => self.try_form(),
+            Phase::Training { .. } => self.consider_changes(),
+            _ => {}
         }
     }
 
     fn steps_per_epoch(&self) -> u64 {
         let samples = self.history.dataset.as_ref().map_or(0, |dataset| dataset.train_samples);
         shards::steps_per_epoch(samples, self.settings.global_batch)
-    }
-
-    /// The run as `coordinator status` shows it.
-    pub fn status(&self, now: Duration) -> Status {
-        let phase = match &self.phase {
-            Phase::Gathering { .. } => "gathering",
-            Phase::Forming { .. } => "forming",
-            Phase::Training { .. } => "training",
-            Phase::Validating(_) => "validating",
-            Phase::Saving => "saving",
-            Phase::Ended => "ended",
-        };
-        let position = |member: &Member| match member.holding {
-            Holding::At(position) => Some(position),
-            _ => None,
-        };
-        Status {
-            phase: phase.into(),
-            reason: self.reason.clone(),
-            generation: self.generation.0,
-            position: (self.generation.0 > 0).then_some(self.shown),
-            steps_per_epoch: self.history.dataset.is_some().then(|| self.steps_per_epoch()),
-            epochs: self.settings.epochs,
-            world: self.settings.workers,
-            loss: self.loss,
-            best_top1: self.history.best().map(|(_, top1)| top1),
-            checkpoint: self.history.newest().map(|written| written.file.clone()),
-            workers: self
-                .members
-                .by_rank()
-                .into_iter()
-                .map(|(_, m)| WorkerStatus {
-                    rank: m.rank,
-                    host: m.hello.host.clone(),
-                    pid: m.hello.pid,
-                    device: m.hello.device.clone(),
-                    silent: now.saturating_sub(m.last_heard),
-                    position: position(m),
-                })
-                .collect(),
-        }
     }
 
     fn command(&mut self, command: Command) {
@@ -303,8 +367,9 @@ impl Run {
         self.command(Command::Send { worker, message });
     }
 
-    fn send_all(&mut self, message: &ToWorker) {
-        for worker in self.members.ids() {
+    /// Says something to every rank of the generation, in the order of their ids.
+    fn send_ring(&mut self, message: &ToWorker) {
+        for worker in self.ring.keys().copied().collect::<Vec<_>>() {
             self.send(worker, message.clone());
         }
     }
@@ -314,20 +379,14 @@ impl Run {
         self.command(Command::Persist(fact));
     }
 
-    fn observe(&mut self, observation: Observation) {
-        self.command(Command::Observe(observation));
-    }
-
-    fn note(&mut self, words: String) {
-        self.observe(Observation::Note(words));
-    }
-
-    fn warn(&mut self, words: String) {
-        self.observe(Observation::Warning(words));
+    fn describe(&self, worker: WorkerId) -> String {
+        self.members.get(worker).map(Member::describe).unwrap_or_default()
     }
 
     fn end(&mut self, outcome: Outcome) {
-        self.send_all(&ToWorker::Finish { outcome: outcome.clone() });
+        for worker in self.members.ids() {
+            self.send(worker, ToWorker::Finish { outcome: outcome.clone() });
+        }
         self.phase = Phase::Ended;
         self.reason = match &outcome {
             Outcome::Done => "all epochs are done".into(),

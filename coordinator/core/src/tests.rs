@@ -12,24 +12,34 @@ use crate::*;
 
 pub(crate) fn settings(workers: u32) -> Settings {
     Settings {
+        run_id: "run".into(),
         workers,
+        min_workers: workers,
+        spares: 0,
         epochs: 3,
         start_epoch: 0,
         test_only: false,
         global_batch: 10,
         checkpoint_every_steps: 4,
         checkpoint_every_epochs: 1,
+        checkpoint_every: None,
         keep_checkpoints: 2,
         dead_after: Duration::from_secs(4),
         wait_for_workers: Duration::from_secs(60),
+        gather_for: Duration::from_secs(10),
+        admit_after: Duration::from_secs(1),
+        reunite_for: Duration::from_secs(10),
+        stragglers: StragglerPolicy { factor: 1.5, action: StragglerAction::Report },
         stop_deadline: Duration::from_secs(30),
         secret: [7; 32],
     }
 }
 
-pub(crate) fn hello(rank: Option<u32>) -> Hello {
-    let ring_address = format!("host:{}", rank.unwrap_or(99));
-    Hello { rank: rank.map(Rank), host: "host".into(), pid: 1, device: "cpu".into(), ring_address }
+/// Of the process `instance`, which wants the seat `rank` and listens on the port of its number.
+pub(crate) fn hello(instance: u64, rank: Option<u32>) -> Hello {
+    let ring_address = format!("host:{instance}");
+    let (host, device) = ("host".into(), "cpu".into());
+    Hello { rank: rank.map(Rank), host, pid: 1, device, ring_address, instance, standing: None }
 }
 
 /// 95 training images: ten steps of ten, the last one of five.
@@ -48,7 +58,7 @@ fn at(seconds: u64) -> Duration {
 }
 
 fn join(run: &mut Run, worker: u64, rank: Option<u32>) -> Vec<Command> {
-    run.handle(at(0), Event::Joined { worker: WorkerId(worker), hello: hello(rank) })
+    run.handle(at(0), Event::Joined { worker: WorkerId(worker), hello: hello(worker, rank) })
 }
 
 fn say(run: &mut Run, worker: u64, message: FromWorker) -> Vec<Command> {
@@ -109,23 +119,25 @@ fn seats_are_given_once() {
     assert!(taken.to_string().contains("rank 1 is taken by process 1 on host"));
     assert_eq!(
         rejection(&join(&mut run, 3, Some(2))),
-        Some(Rejection::RankOutside { rank: Rank(2), world: 2 })
+        Some(Rejection::RankOutside { rank: Rank(2), seats: 2 })
     );
     assert!(join(&mut run, 4, None).contains(&Command::Welcome {
         worker: WorkerId(4),
         rank: Rank(0),
         world: 2
     }));
-    assert_eq!(rejection(&join(&mut run, 5, None)), Some(Rejection::Full { world: 2 }));
+    assert_eq!(rejection(&join(&mut run, 5, None)), Some(Rejection::Full { seats: 2 }));
 }
 
 #[test]
-fn a_generation_deals_the_whole_batch_and_names_every_peer() {
+fn a_generation_deals_the_whole_batch_and_names_the_neighbours() {
     let (_, commands) = forming();
     let formations = formations(&commands);
     assert_eq!(formations.iter().map(|f| f.shard.clone()).collect::<Vec<_>>(), [0..5, 5..10]);
     for formation in &formations {
-        assert_eq!(formation.peers, ["host:0", "host:1"]);
+        let neighbour = ["host:2", "host:1"][formation.rank.0 as usize];
+        assert_eq!((&*formation.previous, &*formation.next, formation.world), (neighbour, neighbour, 2));
+        assert!(formation.transfer, "nobody holds the state of the beginning yet");
         assert_eq!(formation.token, Token::of(&[7; 32], Generation(1)));
         assert_eq!(formation.position, Position::default());
     }
@@ -174,7 +186,7 @@ fn a_coordinator_that_stood_still_does_not_blame_its_workers() {
 fn a_worker_that_only_its_own_host_can_reach_is_told_so() {
     let mut run = Run::new(settings(2), History::default());
     for (worker, ring_address) in [(1, "127.0.1.1:5000"), (2, "10.0.0.2:5000")] {
-        let hello = Hello { ring_address: ring_address.into(), ..hello(None) };
+        let hello = Hello { ring_address: ring_address.into(), ..hello(worker, None) };
         run.handle(at(0), Event::Joined { worker: WorkerId(worker), hello });
     }
     say(&mut run, 1, FromWorker::Indexed(dataset()));
@@ -191,6 +203,14 @@ fn silence_counts_as_loss_and_missing_workers_end_the_run() {
     commands = ticks(&mut run, 3, 5);
     let expelled = commands.iter().filter(|c| matches!(c, Command::Expel { worker: WorkerId(2), .. }));
     assert_eq!(expelled.count(), 1);
+    let held = FromWorker::Held {
+        generation: Generation(1),
+        held: None,
+        steps: vec![],
+        reason: "told to".into(),
+        blamed: None,
+    };
+    run.handle(at(5), Event::Said { worker: WorkerId(1), message: held });
     // It was lost when the fifth second began; the other one goes on being heard.
     for second in 5..64 {
         run.handle(at(second), Event::Said { worker: WorkerId(1), message: FromWorker::Heartbeat });
@@ -242,10 +262,14 @@ fn a_ring_that_never_stands_is_given_up_with_its_reason() {
             held: None,
             steps: vec![],
             reason: reason.into(),
+            blamed: None,
         };
         commands = say(&mut run, 2, held("connection refused"));
         if generation < 3 {
-            commands = say(&mut run, 1, held("told to"));
+            commands.extend(say(&mut run, 1, held("told to")));
+            // After the second failure it waits a little.
+            commands.extend(ticks(&mut run, 0, 2));
+            assert_eq!(formations(&commands).len(), 2);
         }
     }
     assert!(failure(&commands).contains("connection refused"));

@@ -74,7 +74,7 @@ pub async fn run(args: LabelArgs, screen: Screen) -> Result<ExitCode> {
         Some(program) => {
             let folder = options.out.join(LOCAL);
             let workers = args.workers;
-            Some(Local::start(program, Task::Label, workers, args.threads, address, &folder).await?)
+            Some(Local::start(program, Task::Label, workers, workers, args.threads, address, &folder).await?)
         }
         None => {
             tracing::info!("waiting for workers: worker label --coordinator http://HOST:{}", address.port());

@@ -1,4 +1,5 @@
-//! The policy: a worker that a signal has killed is started again, one that has failed ends the run.
+//! The policy: a worker that a signal has killed is started again, one that was told to leave stays away, and one
+//! that has failed ends the run unless enough others are left.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,19 +12,25 @@ use super::{Exit, LaunchError, LocalOptions, LocalWorkers, Task};
 /// How often one rank is started again before the run is given up.
 const RESTARTS: u32 = 3;
 
+/// Exit codes of a worker that was told to leave: by SIGINT, by SIGTERM.
+const LEFT: [i32; 2] = [130, 143];
+
 /// The workers of a `--local` run.
 pub(crate) struct Local {
     workers: LocalWorkers,
+    /// Fewest that go on.
+    least: usize,
     restarts: BTreeMap<u32, u32>,
 }
 
 impl Local {
     /// Starts `n` workers of `program`, as [`super::worker_program`] finds it, that reach the coordinator at
-    /// `address`.
+    /// `address`. With fewer than `least` of them there is no going on.
     pub(crate) async fn start(
         program: PathBuf,
         task: Task,
         n: u32,
+        least: u32,
         threads: Option<u32>,
         address: SocketAddr,
         run_dir: &Path,
@@ -40,7 +47,8 @@ impl Local {
                 Task::Label => Vec::new(),
             },
         };
-        Ok(Self { workers: LocalWorkers::start(options).await?, restarts: BTreeMap::new() })
+        let (workers, least) = (LocalWorkers::start(options).await?, least as usize);
+        Ok(Self { workers, least, restarts: BTreeMap::new() })
     }
 
     /// Watches the workers until one ends in a way that starting it again would not mend, and says so in a
@@ -50,10 +58,19 @@ impl Local {
             let exit = self.workers.next_exit().await;
             let restarts = self.restarts.entry(exit.rank).or_default();
             let killed = exit.status.signal().is_some();
+            let left = self.workers.ranks().count();
             if exit.status.success() {
                 continue;
             }
+            if exit.status.code().is_some_and(|code| LEFT.contains(&code)) && left > 0 {
+                tracing::info!("worker {} has left", exit.rank);
+                continue;
+            }
             if !killed || *restarts >= RESTARTS {
+                if left >= self.least.max(1) {
+                    tracing::warn!("going on without a worker: {}", described(&exit));
+                    continue;
+                }
                 return described(&exit);
             }
             *restarts += 1;

@@ -14,7 +14,7 @@ use worker::data::{CropBox, ImageSize};
 use worker::labels::derived::Smoothed;
 use worker::labels::{LabelError, Targets};
 use worker::torch;
-use worker::train::learner::Learner;
+use worker::train::learner::{Ask, Learner};
 
 use super::ParityError;
 use super::optim::Options;
@@ -108,7 +108,11 @@ pub(super) fn run(args: &CurveArgs) -> Result<(), ParityError> {
         let (epoch, step) = (step as u64 / args.steps_per_epoch, step as u64 % args.steps_per_epoch);
         let batch = Batch { step, sample_ids, images, targets, skipped: Vec::new() };
         let position = Position { epoch: epoch as u32, step };
-        let stepped = learner.step(&batch, n as u64, position, &mut ring)?;
+        let stepped = learner.step(
+            &batch,
+            Ask { position, planned: n as u64, leave: false, may_skip: false },
+            &mut ring,
+        )?;
         losses.push(stepped.loss_sum / n as f64);
     }
 

@@ -15,8 +15,9 @@ pub enum CollectiveError {
     Invalid(String),
 
     /// The ranks did not find each other in time.
+    /// `blamed` is the neighbour that was not there, where the other one was.
     #[error("rank {rank} could not form the ring within {seconds:.1} s: {missing}")]
-    NotFormed { rank: u32, seconds: f64, missing: String },
+    NotFormed { rank: u32, seconds: f64, missing: String, blamed: Option<u32> },
 
     /// This process's own sockets failed, before any peer had to do with it.
     #[error("could not {doing}")]
@@ -37,4 +38,24 @@ pub enum CollectiveError {
     /// An earlier call had failed.
     #[error("this collective ended with an earlier error: {first}")]
     Ended { first: String },
+}
+
+impl CollectiveError {
+    /// The rank that does not answer, if it is one. A connection that a peer has closed blames nobody: that peer may
+    /// only have been the first to notice.
+    pub fn blamed(&self) -> Option<u32> {
+        match self {
+            Self::NotFormed { blamed, .. } => *blamed,
+            Self::Silent { rank, .. } => Some(*rank),
+            Self::Lost { rank, source, .. } => {
+                let unanswered = [
+                    io::ErrorKind::TimedOut,
+                    io::ErrorKind::HostUnreachable,
+                    io::ErrorKind::NetworkUnreachable,
+                ];
+                unanswered.contains(&source.kind()).then_some(*rank)
+            }
+            _ => None,
+        }
+    }
 }

@@ -11,6 +11,7 @@
 //! with another number of ranks.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use relabel_config::Config;
 use relabel_core::Position;
@@ -29,7 +30,8 @@ use crate::weights::{self, Head, Loaded, Weights, WeightsError};
 const LOSS: usize = 0;
 const SAMPLES: usize = 1;
 const SKIPPED: usize = 2;
-const SCALARS: usize = 3;
+const LEAVING: usize = 3;
+const SCALARS: usize = 4;
 
 /// Why a step could not be done. The state is that before the step.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +57,24 @@ pub struct Stepped {
     /// Samples left out as unreadable.
     pub skipped: u64,
     pub learning_rate: f64,
+    /// Some rank wants the generation to end after this step; all ranks learn of it together.
+    pub leaving: bool,
+    /// Whether the update was done: it is left out where the loss is no number, if that is wanted.
+    pub updated: bool,
+    /// How long this rank waited for the others and the wire.
+    pub waited: Duration,
+}
+
+/// What is asked of a step, beside its batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask {
+    pub position: Position,
+    /// Samples that were dealt to all ranks together.
+    pub planned: u64,
+    /// This rank wants the generation to end after the step.
+    pub leave: bool,
+    /// A loss that is no number leaves the update out, and is no error.
+    pub may_skip: bool,
 }
 
 /// Model, optimizer and the weights' moving average of one rank.
@@ -137,25 +157,25 @@ impl Learner {
         state.restore(&mut self.model, &mut self.optimizer, self.ema.as_mut())
     }
 
-    /// Does the step at `position` with this rank's slice of the global batch, of which `planned` samples
-    /// were dealt to all ranks together.
-    pub fn step(
-        &mut self,
-        batch: &Batch,
-        planned: u64,
-        position: Position,
-        ring: &mut dyn Collective,
-    ) -> Result<Stepped, StepError> {
+    /// Does a step with this rank's slice of the global batch.
+    ///
+    /// # Errors
+    /// The state is that before the step.
+    pub fn step(&mut self, batch: &Batch, ask: Ask, ring: &mut dyn Collective) -> Result<Stepped, StepError> {
         self.gradients.zero();
         self.gradients.keep_buffers();
-        let stepped = self.reduced(batch, planned, position, ring).inspect_err(|_| {
+        let stepped = self.reduced(batch, ask, ring).inspect_err(|_| {
             // The forward pass has moved BatchNorm's statistics; the step is not done, and may be done again.
             self.gradients.restore_buffers();
         })?;
+        if !stepped.updated {
+            self.gradients.restore_buffers();
+            return Ok(stepped);
+        }
         // A batch of which nothing could be read moves nothing.
         if stepped.samples > 0 {
-            if stepped.samples != planned {
-                self.gradients.scale(planned as f64 / stepped.samples as f64);
+            if stepped.samples != ask.planned {
+                self.gradients.scale(ask.planned as f64 / stepped.samples as f64);
             }
             self.optimizer.step(stepped.learning_rate)?;
             self.gradients.load_buffers();
@@ -168,13 +188,8 @@ impl Learner {
     }
 
     /// Fills the flat buffer with the gradient and statistics of the global batch.
-    fn reduced(
-        &mut self,
-        batch: &Batch,
-        planned: u64,
-        position: Position,
-        ring: &mut dyn Collective,
-    ) -> Result<Stepped, StepError> {
+    fn reduced(&mut self, batch: &Batch, ask: Ask, ring: &mut dyn Collective) -> Result<Stepped, StepError> {
+        let Ask { position, planned, leave, may_skip } = ask;
         let own = batch.sample_ids.len();
         let masks = masks_seed(self.config.compute.seed, position, ring.rank());
         let loss_sum = match own {
@@ -186,12 +201,16 @@ impl Learner {
         scalars[LOSS] = loss_sum as f32;
         scalars[SAMPLES] = own as f32;
         scalars[SKIPPED] = batch.skipped.len() as f32;
+        scalars[LEAVING] = f32::from(u8::from(leave));
 
+        let began = Instant::now();
         buckets::all_reduce(ring, self.gradients.as_mut_slice()?, buckets::BUCKET_BYTES)?;
+        let waited = began.elapsed();
 
         let scalars = self.gradients.scalars()?;
+        let loss_sum = f64::from(scalars[LOSS]);
         let stepped = Stepped {
-            loss_sum: f64::from(scalars[LOSS]),
+            loss_sum,
             samples: scalars[SAMPLES] as u64,
             skipped: scalars[SKIPPED] as u64,
             learning_rate: schedule::lr(
@@ -200,22 +219,36 @@ impl Learner {
                 position.step,
                 self.steps_per_epoch,
             ),
+            leaving: scalars[LEAVING] > 0.0,
+            updated: loss_sum.is_finite(),
+            waited,
         };
-        if !stepped.loss_sum.is_finite() {
+        if !stepped.updated && !may_skip {
             let (loss, samples) = (stepped.loss_sum, batch.sample_ids.clone());
             return Err(StepError::NotFinite { loss, position, samples });
         }
         Ok(stepped)
     }
 
-    /// Adds the gradient of the slice's share of the mean loss; returns the sum of the slice's losses.
+    /// Adds the gradient of the slice's share of the mean loss, `compute.micro_batch` images at a time; returns the
+    /// sum of the slice's losses.
     fn backward(&self, batch: &Batch, planned: u64) -> Result<f64, TorchError> {
-        let (n, size) = (batch.sample_ids.len() as i64, i64::from(self.config.data.image_size));
-        let images = crate::model::image_batch(&batch.images, n, size)?;
-        let targets = torch::from_f32(&batch.targets, &[n, self.model.classes()])?;
-        let loss = soft_cross_entropy(&self.model.forward(&images, true), &targets);
-        (&loss / planned as f64).backward();
-        Ok(loss.double_value(&[]))
+        let (size, classes) = (i64::from(self.config.data.image_size), self.model.classes());
+        let at_once = match self.config.compute.micro_batch as usize {
+            0 => batch.sample_ids.len(),
+            some => some,
+        };
+        let (pixels, scores) = (at_once * (3 * size * size) as usize, at_once * classes as usize);
+        let mut sum = 0.0;
+        for (images, targets) in batch.images.chunks(pixels).zip(batch.targets.chunks(scores)) {
+            let n = targets.len() as i64 / classes;
+            let images = crate::model::image_batch(images, n, size)?;
+            let targets = torch::from_f32(targets, &[n, classes])?;
+            let loss = soft_cross_entropy(&self.model.forward(&images, true), &targets);
+            (&loss / planned as f64).backward();
+            sum += loss.double_value(&[]);
+        }
+        Ok(sum)
     }
 }
 
@@ -240,12 +273,16 @@ mod tests {
     use super::*;
     use crate::collective::{AbortHandle, Solo};
 
-    fn learner() -> Learner {
+    fn config() -> Config {
         let mut config = Config::default();
         config.model.arch = "resnet18".into();
         config.data.image_size = 32;
         config.optim.warmup.epochs = 0;
-        Learner::new(&config, 3, 10, Device::Cpu).unwrap()
+        config
+    }
+
+    fn learner() -> Learner {
+        Learner::new(&config(), 3, 10, Device::Cpu).unwrap()
     }
 
     /// `n` images of 32 pixels a side and as many one-hot targets.
@@ -253,6 +290,11 @@ mod tests {
         let images = (0..n * 32 * 32 * 3).map(|i| (i % 17) as f32 / 8.0 - 1.0).collect();
         let targets = (0..n * 3).map(|i| f32::from(u8::from(i % 3 == 0))).collect();
         Batch { step: 0, sample_ids: (0..n as u32).collect(), images, targets, skipped: vec![] }
+    }
+
+    /// The first step of a run, of `planned` images.
+    fn ask(planned: u64) -> Ask {
+        Ask { position: Position::default(), planned, leave: false, may_skip: false }
     }
 
     fn tensors(learner: &Learner) -> Vec<Tensor> {
@@ -263,21 +305,21 @@ mod tests {
     #[test]
     fn a_step_that_fails_leaves_the_state_as_it_was() {
         let mut learner = learner();
-        let at = Position { epoch: 0, step: 0 };
-        learner.step(&batch(4), 4, at, &mut Solo::default()).unwrap();
+        let ask = ask(4);
+        learner.step(&batch(4), ask, &mut Solo::default()).unwrap();
         let before = tensors(&learner);
 
         let abort = AbortHandle::new();
         abort.abort("a peer is gone");
-        let failed = learner.step(&batch(4), 4, at, &mut Solo::new(abort));
+        let failed = learner.step(&batch(4), ask, &mut Solo::new(abort));
         assert!(matches!(failed, Err(StepError::Collective(_))));
         let mut poisoned = batch(4);
         poisoned.images[5] = f32::NAN;
-        let failed = learner.step(&poisoned, 4, at, &mut Solo::default());
+        let failed = learner.step(&poisoned, ask, &mut Solo::default());
         assert!(matches!(failed, Err(StepError::NotFinite { .. })));
         assert!(before == tensors(&learner));
 
-        learner.step(&batch(4), 4, at, &mut Solo::default()).unwrap();
+        learner.step(&batch(4), ask, &mut Solo::default()).unwrap();
         assert!(before != tensors(&learner), "a step that is done moves it");
     }
 
@@ -285,9 +327,40 @@ mod tests {
     fn a_slice_of_one_small_image_leaves_the_statistics_finite() {
         // The last stage of a ResNet sees 32 pixels as one: a variance over one value is not a number.
         let mut learner = learner();
-        learner.step(&batch(1), 1, Position { epoch: 0, step: 0 }, &mut Solo::default()).unwrap();
+        learner.step(&batch(1), ask(1), &mut Solo::default()).unwrap();
         for (name, tensor) in learner.model.state_dict() {
             assert!(tensor.isfinite().all().int64_value(&[]) == 1, "{name}");
+        }
+    }
+    #[test]
+    fn an_update_that_is_left_out_leaves_the_state_as_it_was_too() {
+        let mut learner = learner();
+        let ask = Ask { may_skip: true, leave: true, ..ask(4) };
+        let stepped = learner.step(&batch(4), ask, &mut Solo::default()).unwrap();
+        assert!(stepped.updated && stepped.leaving);
+        let before = tensors(&learner);
+        let mut poisoned = batch(4);
+        poisoned.images[5] = f32::NAN;
+        let stepped = learner.step(&poisoned, ask, &mut Solo::default()).unwrap();
+        assert!(!stepped.updated && stepped.loss_sum.is_nan());
+        assert!(before == tensors(&learner));
+    }
+
+    #[test]
+    fn micro_batches_add_up_to_the_whole_slice() {
+        let stepped = |micro_batch| {
+            let mut config = config();
+            config.compute.micro_batch = micro_batch;
+            // With its statistics frozen, BatchNorm does not see how the batch is cut.
+            config.optim.bn.frozen = true;
+            let mut learner = Learner::new(&config, 3, 10, Device::Cpu).unwrap();
+            let loss = learner.step(&batch(5), ask(5), &mut Solo::default()).unwrap().loss_sum;
+            (loss, tensors(&learner))
+        };
+        let (whole, small) = (stepped(0), stepped(2));
+        assert!((whole.0 - small.0).abs() < 1e-5 * whole.0, "{} against {}", whole.0, small.0);
+        for (whole, small) in whole.1.iter().zip(&small.1) {
+            assert!(whole.allclose(small, 1e-4, 1e-6, false));
         }
     }
 }

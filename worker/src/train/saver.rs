@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use relabel_core::{DutyId, FromWorker, Position, Written};
 
@@ -108,12 +109,18 @@ fn remove(folder: &Path, files: &[String]) {
     }
 }
 
-/// Removes what a killed writer left half written. Only for the one rank that writes, before it does.
+/// How long nothing may have been written to a half-written file before it counts as left behind: another rank may be
+/// writing.
+const LEFT_BEHIND: Duration = Duration::from_secs(600);
+
+/// Removes what a killed writer left half written long ago.
 pub(super) fn remove_leftovers(folder: &Path) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with('.') && name.ends_with(".tmp") {
+        let modified = path.metadata().and_then(|metadata| metadata.modified());
+        let old = modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > LEFT_BEHIND));
+        if name.starts_with('.') && name.ends_with(".tmp") && old {
             match std::fs::remove_file(&path) {
                 Ok(()) => tracing::info!("removed {}, which a killed writer left behind", path.display()),
                 Err(error) => tracing::warn!("cannot remove the half-written {}: {error}", path.display()),

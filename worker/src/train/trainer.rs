@@ -14,26 +14,26 @@ use std::time::{Duration, Instant};
 
 use relabel_config::Config;
 use relabel_core::{
-    DutyId, Formation, FromWorker, Generation, Outcome, Position, Rank, StepReport, ToWorker, Token, shards,
+    DutyId, Formation, FromWorker, Generation, Outcome, Pace, Position, Rank, StepReport, ToWorker, shards,
 };
 
 use super::inputs::{InputError, Inputs};
 use super::learner::{Learner, StepError};
 use super::samples::SampleLog;
 use super::saver::{self, Save, Saver};
-use super::transfer::{self, Tally};
+use super::transfer::{self, Tally, TransferError};
 use crate::checkpoint::{self, CheckpointError, Progress};
 use crate::collective::tcp::{Membership, Ring, Timeouts};
 use crate::collective::{AbortHandle, Collective, Solo};
 use crate::data::DataError;
 use crate::model::ModelError;
 use crate::optim::schedule;
-use crate::session::{Session, SessionError};
+use crate::session::{Place, Session, SessionError};
 use crate::torch::TorchError;
 use crate::weights::{self, Head, SgdNotes, WeightsError};
 
-/// How long a new ring may take to stand.
-const RING_DEADLINE: Duration = Duration::from_secs(20);
+/// So many times `cluster.ring_timeout` may the ranks look for each other: one of them may be late.
+const LATE: f64 = 2.5;
 
 /// How long a worker that cannot go on waits for the run to end, so that the coordinator can have saved
 /// what it holds.
@@ -64,6 +64,8 @@ pub enum TrainError {
     Saver(#[source] std::io::Error),
     #[error("cannot record the samples in {}: {source}", path.display())]
     SampleLog { path: PathBuf, source: std::io::Error },
+    #[error("{loss}; the whole batch: {samples:?}")]
+    NotFinite { loss: StepError, samples: Vec<u32> },
     #[error("ordered to {order} in generation {generation}, but there is no ring of it")]
     NoRing { order: &'static str, generation: Generation },
 }
@@ -90,6 +92,7 @@ pub struct Trainer<'a> {
     saver: Saver,
     sample_log: Option<SampleLog>,
     generation: Generation,
+    place: Place,
     formation: Option<Member>,
     /// The next step of the state that the learner holds; none before the first generation, or when the
     /// state is half overwritten.
@@ -99,6 +102,10 @@ pub struct Trainer<'a> {
     /// been reported.
     recent: VecDeque<StepReport>,
     unreported: usize,
+    /// The stream that the last report went to.
+    reported_to: Option<u64>,
+    /// Where this rank's time went since its last report.
+    pace: Pace,
     duties: VecDeque<Duty>,
 }
 
@@ -121,7 +128,18 @@ enum Next {
     Continue,
     /// The generation is over; what is held has been reported.
     Left,
-    Finished(Outcome),
+    /// This order comes first.
+    Order(ToWorker),
+    Ended(Ended),
+}
+
+/// How a worker's part in a run ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// The run is over.
+    Run(Outcome),
+    /// The run goes on without this worker, which was to go for this reason.
+    Released { reason: String },
 }
 
 impl<'a> Trainer<'a> {
@@ -143,17 +161,9 @@ impl<'a> Trainer<'a> {
             began.elapsed()
         );
         let steps = shards::steps_per_epoch(dataset.train_samples, config.optim.batch_size);
-        let mut learner = Learner::new(config, inputs.classes, steps, tch::Device::Cpu)?;
-        // The other ranks take them from this one.
-        if config.util.test_only && setup.rank == Rank(0) {
-            let loaded = weights::read(Path::new(&config.util.test_weight_file))
-                .and_then(|weights| weights::load(&mut learner.model, &weights, Head::Strict));
-            tracing::info!("{}", loaded.map_err(TrainError::Tested)?);
-        }
+        let learner = Learner::new(config, inputs.classes, steps, tch::Device::Cpu)?;
         let checkpoints = setup.run_dir.join("checkpoints");
-        if setup.rank == Rank(0) {
-            saver::remove_leftovers(&checkpoints);
-        }
+        saver::remove_leftovers(&checkpoints);
         let saver = Saver::start(checkpoints, session.reports().clone()).map_err(TrainError::Saver)?;
         let samples = setup.run_dir.join("samples");
         let sample_log = match config.util.record_samples {
@@ -170,32 +180,54 @@ impl<'a> Trainer<'a> {
             sample_log,
             inputs,
             generation: Generation::default(),
+            place: Place {
+                generation: Generation::default(),
+                rank: Rank(0),
+                world: 1,
+                in_ring: false,
+                held: None,
+            },
             formation: None,
             held: None,
             tally: Tally::default(),
             recent: VecDeque::new(),
             unreported: 0,
+            reported_to: None,
+            pace: Pace::default(),
             duties: VecDeque::new(),
             setup,
         })
     }
 
-    /// Follows orders until the run is over, and says how it ended.
+    /// Follows orders until the run is over or goes on without this worker, and says which.
     ///
     /// # Errors
     /// What makes it impossible for the run to go on is reported to the coordinator by the caller.
-    pub fn run(&mut self) -> Result<Outcome, TrainError> {
+    pub fn run(&mut self) -> Result<Ended, TrainError> {
+        self.session.shared().follow();
+        let mut first = None;
         loop {
-            let next = match self.session.next_order()? {
+            let order = match first.take() {
+                Some(order) => order,
+                None => self.session.next_order()?,
+            };
+            let next = match order {
                 ToWorker::Form(formation) => self.form(formation)?,
                 ToWorker::Train { generation, epoch, first_step } => {
-                    self.train(generation, Position { epoch, step: first_step })?
+                    let at = Position { epoch, step: first_step };
+                    match self.held.is_some_and(|held| held > at) && generation == self.generation {
+                        // A coordinator that was away does not know how far this has come.
+                        true => Next::Continue,
+                        false => self.train(generation, at)?,
+                    }
                 }
                 ToWorker::Validate { generation, epoch, range } => self.validate(generation, epoch, range)?,
                 order => self.heed(order)?,
             };
-            if let Next::Finished(outcome) = next {
-                return Ok(outcome);
+            match next {
+                Next::Continue | Next::Left => {}
+                Next::Order(order) => first = Some(order),
+                Next::Ended(ended) => return Ok(ended),
             }
         }
     }
@@ -208,14 +240,17 @@ impl<'a> Trainer<'a> {
                 self.do_duties()?;
             }
             ToWorker::Remove { files } => self.saver.remove(files),
-            ToWorker::Dissolve { generation, reason } if generation == self.generation => {
-                self.leave(&reason);
+            ToWorker::Dissolve { generation, reason } | ToWorker::Drain { generation, reason }
+                if generation == self.generation =>
+            {
+                self.leave(&reason, None);
                 return Ok(Next::Left);
             }
-            ToWorker::Dissolve { .. } => {}
-            ToWorker::Finish { outcome } => return Ok(Next::Finished(outcome)),
+            ToWorker::Dissolve { .. } | ToWorker::Drain { .. } => {}
+            ToWorker::Release { reason } => return Ok(Next::Ended(Ended::Released { reason })),
+            ToWorker::Finish { outcome } => return Ok(Next::Ended(Ended::Run(outcome))),
             ToWorker::Form(_) | ToWorker::Train { .. } | ToWorker::Validate { .. } => {
-                tracing::error!("an order came while another was being carried out: {order:?}");
+                return Ok(Next::Order(order));
             }
         }
         Ok(Next::Continue)
@@ -223,18 +258,26 @@ impl<'a> Trainer<'a> {
 
     /// Builds the ring of a generation and takes the source's state.
     fn form(&mut self, formation: Formation) -> Result<Next, TrainError> {
-        let Formation { generation, rank, peers, token, shard, source, restore, position } = formation;
+        let Formation { generation, rank, world, source, transfer, position, .. } = formation;
         self.formation = None;
         self.generation = generation;
+        self.stand(Place { generation, rank, world, in_ring: false, held: self.held });
         // After a fall back to a checkpoint, steps beyond it will be done again.
         self.recent.retain(|step| step.position < position);
         self.unreported = self.unreported.min(self.recent.len());
         let abort = AbortHandle::new();
         self.session.fence().guard(generation, abort.clone());
 
-        if let Some(restore) = restore {
+        let mut ring = match self.join(&formation, abort) {
+            Ok(ring) => ring,
+            Err((reason, blamed)) => {
+                self.leave(&reason, blamed);
+                return Ok(Next::Left);
+            }
+        };
+        if let Some(restore) = formation.restore {
             let folder = self.setup.run_dir.join("checkpoints");
-            self.held = None;
+            self.hold(None);
             match self.restore(&folder, &restore.file, &restore.blake3, position) {
                 // An older one may do. Whatever else is wrong would be wrong with that one too.
                 Err(error) if error.is_of_the_file() => {
@@ -245,53 +288,69 @@ impl<'a> Trainer<'a> {
                 restored => restored?,
             }
         } else if rank == source && self.held.is_none() {
-            self.start_from_pretrained().map_err(TrainError::Pretrained)?;
+            self.start_from_weights()?;
         }
-        let joined = self.join(rank, &peers, generation, token, abort).and_then(|mut ring| {
-            let shared = transfer::share(&self.learner, self.tally, source.0, &mut *ring);
-            let (tally, state) = shared.map_err(|error| error.to_string())?;
-            if let Some(state) = state {
-                // From here on it is neither the old state nor the new.
-                self.held = None;
-                let restored = self.learner.restore(&state);
-                restored.map_err(|error| error.to_string())?;
-            }
-            self.tally = tally;
-            Ok(ring)
-        });
-        match joined {
-            Ok(ring) => {
-                self.formation = Some(Member { ring, shard, reporter: rank.0 == 0 });
-                self.held = Some(position);
-                let epoch_loss = self.tally.mean();
-                self.session.reports().send(FromWorker::Ready { generation, held: position, epoch_loss });
-                Ok(Next::Continue)
-            }
-            Err(reason) => {
-                self.leave(&reason);
-                Ok(Next::Left)
-            }
+        if transfer && let Err(error) = self.take_state(source, &mut *ring) {
+            self.leave(&error.to_string(), error.blamed());
+            return Ok(Next::Left);
         }
+        self.formation = Some(Member { ring, shard: formation.shard, reporter: rank.0 == 0 });
+        self.hold(Some(position));
+        self.stand(Place { in_ring: true, ..self.place });
+        let epoch_loss = self.tally.mean();
+        self.session.reports().send(FromWorker::Ready { generation, held: position, epoch_loss });
+        Ok(Next::Continue)
     }
 
-    /// Takes this rank's place in the ring, or says why it cannot.
+    /// Has the state go round from rank `source`.
+    fn take_state(&mut self, source: Rank, ring: &mut dyn Collective) -> Result<(), TransferError> {
+        let (tally, state) = transfer::share(&self.learner, self.tally, source.0, ring)?;
+        if let Some(state) = state {
+            // From here on it is neither the old state nor the new.
+            self.hold(None);
+            self.learner.restore(&state)?;
+        }
+        self.tally = tally;
+        Ok(())
+    }
+
+    /// Notes where the state is that this rank holds.
+    fn hold(&mut self, held: Option<Position>) {
+        self.held = held;
+        self.stand(Place { held, ..self.place });
+    }
+
+    /// Notes where this rank stands, for a coordinator that was away.
+    fn stand(&mut self, place: Place) {
+        self.place = place;
+        self.session.shared().set_place(place);
+    }
+
+    /// Takes this rank's place in the ring, or says why it cannot, and which rank is to blame.
     fn join(
         &self,
-        rank: Rank,
-        peers: &[String],
-        generation: Generation,
-        token: Token,
+        formation: &Formation,
         abort: AbortHandle,
-    ) -> Result<Box<dyn Collective>, String> {
-        if peers.len() == 1 {
+    ) -> Result<Box<dyn Collective>, (String, Option<Rank>)> {
+        let Formation { generation, rank, world, previous, next, token, .. } = formation;
+        if *world == 1 {
             return Ok(Box::new(Solo::new(abort)));
         }
-        let peers = peers.iter().map(|peer| resolved(peer)).collect::<Result<_, _>>()?;
-        let membership = Membership { rank: rank.0, peers, generation: generation.0, token: token.0 };
-        let timeouts = Timeouts { form: RING_DEADLINE, ..Timeouts::default() };
+        let resolved = |peer| resolved(peer).map_err(|reason| (reason, None));
+        let membership = Membership {
+            rank: rank.0,
+            world: *world,
+            previous: resolved(previous)?,
+            next: resolved(next)?,
+            generation: generation.0,
+            token: token.0,
+        };
+        let peer = self.setup.config.cluster.ring_timeout;
+        let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX);
+        let timeouts = Timeouts { form: seconds(LATE * peer), peer: seconds(peer), ..Timeouts::default() };
         match Ring::connect(&self.setup.listener, &membership, timeouts, abort) {
             Ok(ring) => Ok(Box::new(ring)),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err((error.to_string(), error.blamed().map(Rank))),
         }
     }
 
@@ -314,6 +373,7 @@ impl<'a> Trainer<'a> {
     pub fn give_up(&mut self, error: &TrainError) {
         // The peers are let go.
         self.formation = None;
+        self.stand(Place { in_ring: false, ..self.place });
         self.duties.clear();
         self.session.reports().send(FromWorker::Fault { reason: error.to_string() });
         let until = Instant::now() + LAST_WORDS;
@@ -332,25 +392,31 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// A fresh start begins with the weights of `model.pretrained`, if it is set; a classifier of other
-    /// classes stays as it was initialized. The other ranks are given the source's state and need no file.
-    fn start_from_pretrained(&mut self) -> Result<(), WeightsError> {
-        let file = &self.setup.config.model.pretrained;
-        if file.is_empty() {
-            return Ok(());
+    /// A fresh start begins with the weights of `model.pretrained`, if it is set, of which a classifier of other
+    /// classes stays as it was initialized; an evaluation with those of `util.test_weight_file`. The other ranks are
+    /// given the source's state and need no file.
+    fn start_from_weights(&mut self) -> Result<(), TrainError> {
+        let config = &self.setup.config;
+        if config.util.test_only {
+            let loaded = weights::read(Path::new(&config.util.test_weight_file))
+                .and_then(|weights| weights::load(&mut self.learner.model, &weights, Head::Strict));
+            tracing::info!("{}", loaded.map_err(TrainError::Tested)?);
+        } else if !config.model.pretrained.is_empty() {
+            let loaded = weights::read(Path::new(&config.model.pretrained))
+                .and_then(|weights| self.learner.start_from(&weights));
+            tracing::info!("{}", loaded.map_err(TrainError::Pretrained)?);
         }
-        let loaded = self.learner.start_from(&weights::read(Path::new(file))?)?;
-        tracing::info!("{loaded}");
         Ok(())
     }
 
-    /// Gives the ring up and reports what is held.
-    fn leave(&mut self, reason: &str) {
+    /// Gives the ring up and reports what is held, and which rank is to blame if one is.
+    fn leave(&mut self, reason: &str, blamed: Option<Rank>) {
         self.formation = None;
+        self.stand(Place { in_ring: false, ..self.place });
         let steps = self.recent.iter().cloned().collect();
         let (generation, held, reason) = (self.generation, self.held, reason.to_string());
         tracing::debug!("left generation {generation} ({reason}), holding {held:?}");
-        self.session.reports().send(FromWorker::Held { generation, held, steps, reason });
+        self.session.reports().send(FromWorker::Held { generation, held, steps, reason, blamed });
     }
 
     /// Carries out the duties whose step boundary has come. The state is copied here; the writing is the

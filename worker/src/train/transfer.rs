@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use relabel_core::Rank;
+
 use super::learner::Learner;
 use crate::checkpoint::{CheckpointError, Progress, State};
 use crate::collective::{Collective, CollectiveError};
@@ -17,6 +19,16 @@ pub(super) enum TransferError {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Torch(#[from] TorchError),
+}
+
+impl TransferError {
+    /// The rank that does not answer, if it is one.
+    pub(super) fn blamed(&self) -> Option<Rank> {
+        match self {
+            Self::Collective(error) => error.blamed().map(Rank),
+            _ => None,
+        }
+    }
 }
 
 /// Broadcasts the state from rank `source`, and returns what the others received; the learner stays as it
@@ -51,10 +63,16 @@ pub(super) fn share(
 pub(super) struct Tally {
     pub loss_sum: f64,
     pub samples: u64,
+    /// Updates in a row that were left out because of a loss that was no number.
+    pub left_out: u32,
 }
 
 const LOSS_SUM: &str = "epoch_loss_sum";
 const SAMPLES: &str = "epoch_samples";
+const LEFT_OUT: &str = "updates_left_out";
+
+/// Bytes of a tally on the wire.
+const BYTES: usize = 20;
 
 impl Tally {
     /// Mean loss of the samples so far, if there are any.
@@ -62,21 +80,32 @@ impl Tally {
         (self.samples > 0).then(|| self.loss_sum / self.samples as f64)
     }
 
-    fn to_bytes(self) -> [u8; 16] {
-        let mut bytes = [0; 16];
+    fn to_bytes(self) -> [u8; BYTES] {
+        let mut bytes = [0; BYTES];
         bytes[..8].copy_from_slice(&self.loss_sum.to_le_bytes());
-        bytes[8..].copy_from_slice(&self.samples.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.samples.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.left_out.to_le_bytes());
         bytes
     }
 
-    fn from_bytes(bytes: [u8; 16]) -> Self {
-        let [a, b, c, d, e, f, g, h, samples @ ..] = bytes;
-        Self { loss_sum: f64::from_le_bytes([a, b, c, d, e, f, g, h]), samples: u64::from_le_bytes(samples) }
+    fn from_bytes(bytes: [u8; BYTES]) -> Self {
+        let (sum, rest) = bytes.split_at(8);
+        let (samples, left_out) = rest.split_at(8);
+        let eight = |part: &[u8]| part.try_into().unwrap_or([0; 8]);
+        Self {
+            loss_sum: f64::from_le_bytes(eight(sum)),
+            samples: u64::from_le_bytes(eight(samples)),
+            left_out: left_out.try_into().map_or(0, u32::from_le_bytes),
+        }
     }
 
     /// As it stands in a checkpoint.
     pub(super) fn to_metadata(self) -> BTreeMap<String, String> {
-        let entries = [(LOSS_SUM, self.loss_sum.to_string()), (SAMPLES, self.samples.to_string())];
+        let entries = [
+            (LOSS_SUM, self.loss_sum.to_string()),
+            (SAMPLES, self.samples.to_string()),
+            (LEFT_OUT, self.left_out.to_string()),
+        ];
         entries.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
     }
 
@@ -85,6 +114,7 @@ impl Tally {
         Self {
             loss_sum: metadata.get(LOSS_SUM).and_then(|text| text.parse().ok()).unwrap_or(0.0),
             samples: metadata.get(SAMPLES).and_then(|text| text.parse().ok()).unwrap_or(0),
+            left_out: metadata.get(LEFT_OUT).and_then(|text| text.parse().ok()).unwrap_or(0),
         }
     }
 }

@@ -1,16 +1,29 @@
-//! From workers to a generation: everybody is seated and sees the same data, one of them is the source
+//! From workers to a generation: enough of them are seated and see the same data, one of them is the source
 //! of the state, the ring stands. And back, when a generation ends.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::{Phase, Run};
 use crate::history::Fact;
-use crate::membership::{Holding, Member};
+use crate::membership::Member;
 use crate::{
     Command, Dataset, Formation, Generation, Observation, Position, Rank, Restore, StepReport, ToWorker,
     Token, WorkerId, shards,
 };
 
-/// Formations in a row that may fail before the run is given up: more would only repeat the reason.
+/// Formations in a row that may fail before any has trained: more would only repeat the reason.
 const FORMATIONS: u32 = 3;
+
+/// Longest pause before a formation is tried again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+
+/// So many times longer than for workers that have not come does a beginning wait for those that have, and are
+/// indexing their data.
+const INDEXING: u32 = 4;
+
+/// In so many generations a worker has to be to blame before the others go on without it.
+const BLAMED: usize = 2;
 
 impl Run {
     pub(super) fn indexed(&mut self, worker: WorkerId, dataset: Dataset) {
@@ -31,6 +44,9 @@ impl Run {
         }
         if let Some(member) = self.members.get_mut(worker) {
             member.dataset = Some(dataset);
+        }
+        if self.reunion_is_hopeless() {
+            return self.end_reunion("every seat is taken by a worker that begins anew".into());
         }
         self.try_form();
     }
@@ -63,48 +79,103 @@ impl Run {
         if self.generation == Generation::default() {
             self.fail(reason);
         } else {
-            self.command(Command::Expel { worker, reason: reason.clone() });
+            self.command(Command::Expel { worker, reason: reason.clone(), back: false });
             self.lost(worker, &reason);
         }
     }
 
-    /// Starts a generation if everybody is here and has said what they hold.
+    /// Starts a generation if enough workers are here and everybody has said what they hold.
     pub(super) fn try_form(&mut self) {
-        let settled = |m: &Member| m.dataset.is_some() && !matches!(m.holding, Holding::Asked);
-        let complete =
-            self.members.len() == self.settings.workers && self.members.iter().all(|(_, m)| settled(m));
-        if !matches!(self.phase, Phase::Gathering { .. }) || !complete || self.stopping.is_some() {
+        let Phase::Gathering { since, asked } = &self.phase else { return };
+        let since = *since;
+        if !asked.is_empty() || self.stopping.is_some() || self.now < self.formations.not_before {
+            return;
+        }
+        self.drop_who_is_cut_off();
+        if !matches!(self.phase, Phase::Gathering { .. }) {
+            return;
+        }
+        self.release_those_that_leave();
+        let members = self.members.len();
+        let ready = self.members.iter().filter(|(_, m)| m.is_ready()).count() as u32;
+        if ready < self.settings.min_workers {
+            return self.save_what_is_held();
+        }
+        // Those that hold a state go on at once; a beginning waits a little for everybody.
+        let goes_on = self.members.iter().any(|(_, m)| m.is_ready() && m.held.is_some());
+        let patience = match ready == members {
+            true => self.settings.gather_for,
+            // Some are reading the names of their images.
+            false => self.settings.gather_for * INDEXING,
+        };
+        let waited = self.now.saturating_sub(since) >= patience;
+        if ready < self.settings.workers && !goes_on && !waited {
             return;
         }
         if let Some(reason) = self.unreachable_peer() {
             return self.fail(reason);
         }
+        self.form();
+    }
+
+    /// Who trains in the next generation, in the order of their seats. Where there are more than are wanted, those
+    /// that are not slow come first, then those that train already.
+    fn chosen(&self) -> Vec<WorkerId> {
+        let mut ready: Vec<_> = self
+            .members
+            .by_rank()
+            .filter(|(_, m)| m.is_ready())
+            .map(|(id, m)| (m.slow, !m.in_line, m.rank, id))
+            .collect();
+        ready.sort_unstable();
+        // The state that all go on from must not stand by.
+        if let Some((furthest, _)) = self.furthest()
+            && let Some(place) = ready.iter().position(|(.., id)| *id == furthest)
+        {
+            ready[..=place].rotate_right(1);
+        }
+        ready.truncate(self.settings.workers as usize);
+        ready.sort_unstable_by_key(|(_, _, rank, _)| *rank);
+        ready.into_iter().map(|(.., id)| id).collect()
+    }
+
+    fn form(&mut self) {
+        let chosen = self.chosen();
+        let world = chosen.len() as u32;
         self.generation = Generation(self.generation.0 + 1);
         let generation = self.generation;
-        let (source, restore, position, origin) = self.source();
+        self.ring = chosen.iter().zip(0..).map(|(id, rank)| (*id, Rank(rank))).collect();
+        let (source, restore, position, origin) = self.source(&chosen);
         // What was done before it has been shown, here or in an earlier life of the coordinator.
-        self.shown = position;
-        let peers: Vec<String> =
-            self.members.by_rank().iter().map(|(_, m)| m.hello.ring_address.clone()).collect();
-        let world = peers.len() as u32;
+        self.shown = Some(position);
+        if !self.settings.test_only {
+            self.persist(Fact::Formed { generation, world, position });
+        }
+        let holds_it = |m: &Member| m.in_line && m.held == Some(position);
+        let all_hold_it = chosen.iter().filter_map(|id| self.members.get(*id)).all(holds_it);
+        let addresses: Vec<String> =
+            chosen.iter().filter_map(|id| Some(self.members.get(*id)?.hello.ring_address.clone())).collect();
         let token = Token::of(&self.settings.secret, generation);
-        self.reason = format!("generation {generation}: {world} workers, {origin}");
-        self.note(self.reason.clone());
-        for (worker, rank) in self.members.by_rank().iter().map(|(id, m)| (*id, m.rank)).collect::<Vec<_>>() {
-            let shard = shards::deal(u64::from(self.settings.global_batch), world, rank.0);
+        self.decide(format!("generation {generation}: {}, {origin}", counted(world)));
+        for (rank, worker) in (0..world).zip(&chosen) {
+            let shard = shards::deal(u64::from(self.settings.global_batch), world, rank);
+            let neighbour = |rank: u32| addresses[(rank % world) as usize].clone();
             let formation = Formation {
                 generation,
-                rank,
-                peers: peers.clone(),
+                rank: Rank(rank),
+                world,
+                previous: neighbour(rank + world - 1),
+                next: neighbour(rank + 1),
                 token,
                 shard: shard.start as u32..shard.end as u32,
                 source,
-                restore: restore.clone().filter(|_| rank == source),
+                transfer: !all_hold_it,
+                restore: restore.clone().filter(|_| Rank(rank) == source),
                 position,
             };
-            self.send(worker, ToWorker::Form(formation));
+            self.send(*worker, ToWorker::Form(formation));
         }
-        self.phase = Phase::Forming { position, waiting: self.members.ids().into_iter().collect() };
+        self.phase = Phase::Forming { position, waiting: chosen.into_iter().collect() };
     }
 
     /// Words about a worker that only its own host could reach although there are others.
@@ -113,27 +184,26 @@ impl Run {
             let host = m.hello.ring_address.parse::<std::net::SocketAddr>().map(|address| address.ip());
             host.is_ok_and(|ip| ip.is_loopback())
         };
-        let members: Vec<_> = self.members.iter().map(|(_, m)| m).collect();
-        let (own, others): (Vec<_>, Vec<_>) = members.into_iter().partition(loopback);
-        match (own.first(), others.first()) {
-            (Some(own), Some(other)) => Some(format!(
-                "{} is reached at {}, which {} cannot reach: start it with --advertise HOST, the name that the other \
-                 hosts know it by",
-                own.describe(),
-                own.hello.ring_address,
-                other.describe()
-            )),
-            _ => None,
-        }
+        let own = self.members.iter().map(|(_, m)| m).find(loopback)?;
+        let other = self.members.iter().map(|(_, m)| m).find(|m| !loopback(m))?;
+        Some(format!(
+            "{} is reached at {}, which {} cannot reach: start it with --advertise HOST, the name that the other \
+             hosts know it by",
+            own.describe(),
+            own.hello.ring_address,
+            other.describe()
+        ))
     }
 
     /// Where the next generation's state comes from, cheapest first: a live worker that has gone
     /// furthest, the newest checkpoint, the beginning. And that as words.
-    fn source(&mut self) -> (Rank, Option<Restore>, Position, String) {
+    fn source(&mut self, chosen: &[WorkerId]) -> (Rank, Option<Restore>, Position, String) {
         if let Some((worker, position)) = self.furthest()
-            && let Some(Member { rank, .. }) = self.members.get(worker)
+            && let Some(rank) = chosen.iter().position(|id| *id == worker)
         {
-            return (*rank, None, position, format!("going on in memory from worker {rank} at {position}"));
+            let who = self.members.get(worker).map_or(Rank(0), |m| m.rank);
+            let origin = format!("going on in memory from worker {who} at {position}");
+            return (Rank(rank as u32), None, position, origin);
         }
         if let Some(newest) = self.history.newest() {
             let (restore, position) = (Restore::from(newest), newest.position);
@@ -142,14 +212,20 @@ impl Run {
             let origin = format!("going on from checkpoint {} at {position}", restore.file);
             return (Rank(0), Some(restore), position, origin);
         }
-        let position = Position { epoch: self.settings.start_epoch, step: 0 };
+        let position = self.beginning();
+        let first = chosen.first().and_then(|id| self.members.get(*id)).map_or(Rank(0), |m| m.rank);
         let origin = match position.epoch {
-            _ if self.settings.test_only => "evaluating the weights of worker 0".into(),
+            _ if self.settings.test_only => format!("evaluating the weights of worker {first}"),
             0 => "starting afresh".into(),
             // As people count them in every other line.
             epoch => format!("starting afresh with epoch {}", epoch + 1),
         };
         (Rank(0), None, position, origin)
+    }
+
+    /// Where a run without history begins.
+    pub(super) fn beginning(&self) -> Position {
+        Position { epoch: self.settings.start_epoch, step: 0 }
     }
 
     pub(super) fn ready(
@@ -165,11 +241,15 @@ impl Run {
         }
         let (position, complete) = (*position, waiting.is_empty());
         if let Some(member) = self.members.get_mut(worker) {
-            member.holding = Holding::At(held);
+            member.held = Some(held);
         }
         self.epoch_loss = epoch_loss.unwrap_or(f64::NAN);
         if complete {
-            self.failed_formations = 0;
+            self.formations.failed = 0;
+            self.formations.trained_at = Some(self.now);
+            let ring = &self.ring;
+            self.members.iter_mut().for_each(|(id, member)| member.in_line = ring.contains_key(&id));
+            self.stragglers.begin();
             self.begin(position);
         }
     }
@@ -184,15 +264,27 @@ impl Run {
         if generation != self.generation || !matches!(self.phase, Phase::Forming { .. }) {
             return;
         }
-        self.warn(format!("checkpoint {file} cannot be used: {reason}"));
-        self.persist(Fact::Retired { files: vec![file] });
+        self.persist(Fact::Retired { files: vec![file.clone()] });
         if self.history.checkpoints.is_empty() {
             return self.fail(format!(
-                "no checkpoint is left to resume from ({reason}): start afresh in another --run-dir"
+                "no checkpoint is left to resume from ({file}: {reason}): start afresh in another --run-dir"
             ));
         }
-        self.failed_formations = 0;
-        self.held(worker, generation, None, &[], "falling back to the checkpoint before");
+        self.formations.failed = 0;
+        self.decide_after_a_loss(format!(
+            "falling back to the checkpoint before {file}, which cannot be used: {reason}"
+        ));
+        self.dissolve("falling back to the checkpoint before".into());
+        if let Phase::Gathering { since, asked } = &mut self.phase {
+            // Whoever was to come has had the time.
+            *since = self.now.saturating_sub(self.settings.gather_for);
+            asked.remove(&worker);
+        }
+        if let Some(member) = self.members.get_mut(worker) {
+            (member.held, member.in_line) = (None, false);
+        }
+        self.stop_when_saved();
+        self.try_form();
     }
 
     /// A worker is out of the ring and says what it holds: because it was asked, or because its ring broke.
@@ -203,54 +295,162 @@ impl Run {
         held: Option<Position>,
         steps: &[StepReport],
         reason: &str,
+        blamed: Option<Rank>,
     ) {
-        if generation != self.generation {
+        let current = generation == self.generation;
+        if !current || !self.ring.contains_key(&worker) {
+            // It has left a ring of long ago; what it holds may still be of use.
+            if let Some(member) = self.members.get_mut(worker)
+                && !self.ring.contains_key(&worker)
+            {
+                member.held = held;
+            }
             return;
         }
         self.show(steps);
-        let Some(member) = self.members.get_mut(worker) else { return };
-        let who = member.describe();
-        let asked = matches!(member.holding, Holding::Asked);
-        let holding = held.map_or(Holding::Nothing, Holding::At);
-        member.holding = holding;
-        if !matches!(self.phase, Phase::Gathering { .. }) {
-            // A worker that was lost meanwhile is another matter: its successor may do better.
-            if matches!(self.phase, Phase::Forming { .. }) {
-                self.failed_formations += 1;
-                if self.failed_formations >= FORMATIONS {
-                    return self.fail(format!(
-                        "{FORMATIONS} generations in a row could not be formed: {who}: {reason}"
-                    ));
+        if let Some(member) = self.members.get_mut(worker) {
+            member.held = held;
+            member.in_line &= held.is_some();
+        }
+        self.blame(blamed);
+        let words = format!("{} left the ring: {reason}", self.describe(worker));
+        match &self.phase {
+            Phase::Gathering { .. } => {}
+            Phase::Forming { .. } => {
+                if !self.formation_failed(&words) {
+                    return;
                 }
+                self.regroup(words);
             }
-            self.regroup(format!("{who} left the ring: {reason}"));
-            if let Some(member) = self.members.get_mut(worker) {
-                member.holding = holding;
+            Phase::Reuniting { .. } => {
+                self.decide(words.clone());
+                self.dissolve(words);
             }
-        } else if !asked {
+            _ => self.regroup(words),
+        }
+        if let Phase::Gathering { asked, .. } = &mut self.phase
+            && asked.remove(&worker)
+        {
+            self.stop_when_saved();
+            self.try_form();
+        }
+    }
+
+    /// Counts a formation that came to nothing, and says whether to try again.
+    fn formation_failed(&mut self, words: &str) -> bool {
+        let formations = &mut self.formations;
+        if formations.failed == 0 {
+            formations.failing_since = self.now;
+        }
+        formations.failed += 1;
+        let failed = formations.failed;
+        let failing_for = self.now.saturating_sub(formations.failing_since);
+        if formations.trained_at.is_none() && failed >= FORMATIONS {
+            self.fail(format!("{FORMATIONS} generations in a row could not be formed: {words}"));
+            return false;
+        }
+        let limit = self.settings.wait_for_workers;
+        if failing_for > limit {
+            self.give_up(format!(
+                "no generation could be formed for {:.0} s (cluster.wait_for_workers): {words}",
+                limit.as_secs_f64()
+            ));
+            return false;
+        }
+        let pause = match failed {
+            0 | 1 => Duration::ZERO,
+            n => Duration::from_secs(1 << (n - 2).min(3)).min(LONGEST_PAUSE),
+        };
+        formations.not_before = self.now + pause;
+        true
+    }
+
+    /// Notes that a ring ended because of the worker of this rank.
+    fn blame(&mut self, blamed: Option<Rank>) {
+        let blamed = blamed.and_then(|rank| self.ring.iter().find(|(_, held)| **held == rank));
+        if let Some((worker, _)) = blamed {
+            self.formations.blamed.entry(*worker).or_default().insert(self.generation);
+        }
+    }
+
+    /// Where formations fail because of one worker that the others cannot reach, they go on without it, if they are
+    /// enough. The one that most generations ended by goes; of two, the one on the higher seat.
+    fn drop_who_is_cut_off(&mut self) {
+        let enough =
+            self.members.iter().filter(|(_, m)| m.is_ready()).count() as u32 > self.settings.min_workers;
+        if self.formations.failed == 0 || !enough {
             return;
         }
-        self.stop_when_saved();
+        let blamed = self.formations.blamed.iter().filter(|(_, generations)| generations.len() >= BLAMED);
+        let worst = blamed
+            .filter_map(|(id, generations)| Some((generations.len(), self.members.get(*id)?.rank, *id)))
+            .max();
+        let Some((times, _, worker)) = worst else { return };
+        let reason = format!("its peers could not reach it in {times} generations");
+        self.decide_after_a_loss(format!("going on without {}: {reason}", self.describe(worker)));
+        self.formations.blamed.clear();
+        self.command(Command::Expel { worker, reason: reason.clone(), back: true });
+        self.lost(worker, &reason);
+    }
+
+    /// Ends the generation after a loss: everybody is told to leave the ring and asked what they hold.
+    pub(super) fn regroup(&mut self, reason: String) {
+        let left = self.members.iter().filter(|(_, m)| m.leaving.is_none()).count() as u32;
+        self.decide_after_a_loss(match left < self.settings.min_workers {
+            true => {
+                let missing =
+                    self.members.missing(self.settings.workers).unwrap_or_else(|| "a worker".into());
+                format!("{reason}; waiting for {missing}")
+            }
+            false => reason.clone(),
+        });
+        self.dissolve(reason);
+        // Nobody may be left to be asked.
         self.try_form();
     }
 
-    /// Ends the generation: everybody is told to leave the ring and asked what they hold.
-    pub(super) fn regroup(&mut self, reason: String) {
-        let missing = self.members.missing(self.settings.workers);
-        self.warn(match &missing {
-            Some(missing) => format!("{reason}; waiting for {missing}"),
-            None => reason.clone(),
-        });
-        self.dissolve(reason);
+    /// Has every rank leave the ring and say what it holds.
+    pub(super) fn dissolve(&mut self, reason: String) {
+        let asked: BTreeSet<_> = self.ring.keys().copied().collect();
+        self.tell_to_leave(&asked, &reason);
+        self.phase = Phase::Gathering { since: self.now, asked };
+        self.reason = reason;
     }
 
-    /// Has everybody leave the ring and say what they hold.
-    pub(super) fn dissolve(&mut self, reason: String) {
-        self.phase = Phase::Gathering { since: self.now };
-        self.reason = reason.clone();
-        self.send_all(&ToWorker::Dissolve { generation: self.generation, reason });
-        for (_, member) in self.members.iter_mut() {
-            member.holding = Holding::Asked;
+    pub(super) fn tell_to_leave(&mut self, ranks: &BTreeSet<WorkerId>, reason: &str) {
+        for worker in ranks {
+            let (generation, reason) = (self.generation, reason.to_owned());
+            self.send(*worker, ToWorker::Dissolve { generation, reason });
         }
+    }
+
+    /// Nobody has come, or said what it holds, for `cluster.wait_for_workers`.
+    pub(super) fn waited_enough(&mut self) {
+        let Phase::Gathering { asked, .. } = &self.phase else { return };
+        let seconds = self.settings.wait_for_workers.as_secs_f64();
+        if asked.is_empty() {
+            let missing = self.members.missing(self.settings.workers).unwrap_or_else(|| "a worker".into());
+            let saved = match self.history.newest() {
+                Some(written) => format!("; {} is saved: go on with --resume", written.position),
+                None => String::new(),
+            };
+            return self.fail(format!(
+                "waited {seconds:.0} s (cluster.wait_for_workers) for {missing}: start it with `worker --coordinator \
+                 URL`{saved}"
+            ));
+        }
+        for worker in asked.clone() {
+            let reason =
+                format!("it has not said for {seconds:.0} s (cluster.wait_for_workers) what it holds");
+            self.command(Command::Expel { worker, reason: reason.clone(), back: true });
+            self.lost(worker, &reason);
+        }
+    }
+}
+
+fn counted(workers: u32) -> String {
+    match workers {
+        1 => "1 worker".into(),
+        n => format!("{n} workers"),
     }
 }

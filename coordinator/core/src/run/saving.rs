@@ -2,14 +2,17 @@
 
 use super::{Phase, Run, Stopping};
 use crate::history::Fact;
-use crate::membership::{Holding, Member};
-use crate::{DutyId, Observation, Outcome, Position, ToWorker, WorkerId, Written, checkpoint};
+use crate::membership::Member;
+use crate::{DutyId, Observation, Outcome, Position, Rank, ToWorker, WorkerId, Written, checkpoint};
 
 impl Run {
-    /// The lowest rank that holds a state to write.
+    /// The lowest rank of the generation that holds a state, stays, and could write when it last tried.
     fn writer(&self) -> Option<WorkerId> {
-        let holds = |m: &Member| matches!(m.holding, Holding::At(_));
-        self.members.by_rank().into_iter().find(|(_, m)| holds(m)).map(|(id, _)| id)
+        let rank = |id: &WorkerId, rank: &Rank| {
+            let member = self.members.get(*id).filter(|m| m.held.is_some())?;
+            Some((member.leaving.is_some(), self.failed_writers.contains(id), *rank, *id))
+        };
+        self.ring.iter().filter_map(|(id, place)| rank(id, place)).min().map(|(.., id)| id)
     }
 
     /// Orders the state of the first step boundary at or after `at` to be written.
@@ -20,9 +23,17 @@ impl Run {
         top1: Option<f64>,
     ) -> Option<DutyId> {
         let writer = self.writer()?;
-        let duty = self.duties.assign(writer, best.then(|| at.epoch.saturating_sub(1)));
+        let duty = self.duties.assign(writer, at, best.then(|| at.epoch.saturating_sub(1)));
+        self.saved_at = self.now;
         self.send(writer, ToWorker::Checkpoint { duty, at, best, top1 });
         Some(duty)
+    }
+
+    /// Orders `writer` to write the state that it holds at `at`.
+    pub(super) fn assign_to(&mut self, writer: WorkerId, at: Position) -> DutyId {
+        let duty = self.duties.assign(writer, at, None);
+        self.send(writer, ToWorker::Checkpoint { duty, at, best: false, top1: None });
+        duty
     }
 
     /// Orders the next checkpoint within the epoch, unless one is still being written: a disk that
@@ -34,10 +45,45 @@ impl Run {
         }
     }
 
+    /// Orders the checkpoint that is due by the clock, while training.
+    pub(super) fn save_if_time(&mut self) {
+        let every = self.settings.checkpoint_every;
+        let due = every.is_some_and(|every| self.now.saturating_sub(self.saved_at) >= every);
+        if due && self.stopping.is_none() {
+            self.saved_at = self.now;
+            self.assign_checkpoint(Position::default(), false, None);
+        }
+    }
+
+    /// Somebody wants a checkpoint now.
+    pub(super) fn save(&mut self, reason: &str) {
+        if !matches!(self.phase, Phase::Training { .. } | Phase::Validating(_)) || self.settings.test_only {
+            return self.note(format!("{reason}: there is nothing new to save at the moment"));
+        }
+        self.note(format!("{reason}: saving at the next step"));
+        self.assign_checkpoint(Position::default(), false, None);
+    }
+
+    /// Too few are left to train: what they hold is written, while the others are waited for.
+    pub(super) fn save_what_is_held(&mut self) {
+        let saved = self.history.newest().map_or(self.beginning(), |written| written.position);
+        match self.furthest() {
+            Some((writer, at)) if at > saved && !self.duties.writes(at) && !self.settings.test_only => {
+                self.note(format!("too few workers are left to train: saving {at}"));
+                self.assign_to(writer, at);
+            }
+            _ => {}
+        }
+    }
+
     pub(super) fn checkpoint_written(&mut self, worker: WorkerId, duty: DutyId, written: Written) {
-        if !self.duties.close(duty, worker) {
+        // What was ordered before this coordinator was away counts too, if it is further than what is known.
+        let earlier = self.duties.is_of_an_earlier_life(duty)
+            && self.history.newest().is_none_or(|newest| newest.position < written.position);
+        if !self.duties.close(duty, worker) && !earlier {
             return;
         }
+        self.failed_writers.remove(&worker);
         self.persist(Fact::Committed { written: written.clone() });
         self.observe(Observation::Checkpoint(written));
         let files = checkpoint::retired(&self.history, self.settings.keep_checkpoints);
@@ -48,24 +94,54 @@ impl Run {
         match self.phase {
             Phase::Saving => self.save_and_finish(),
             _ if self.stopping.is_some() => self.stop_when_saved(),
-            Phase::Training { .. } => self.assign_within_epoch(self.shown),
+            Phase::Training { .. } => {
+                if let Some(shown) = self.shown {
+                    self.assign_within_epoch(shown);
+                }
+            }
+            Phase::Gathering { .. } => self.try_form(),
             _ => {}
         }
     }
 
+    /// A checkpoint within training can be missed; what a run ends with cannot, and another writer tries.
     pub(super) fn checkpoint_failed(&mut self, worker: WorkerId, duty: DutyId, reason: &str) {
-        if !self.duties.close(duty, worker) {
-            return;
-        }
+        let at = self.duties.at(duty);
+        let Some(at) = at.filter(|_| self.duties.close(duty, worker)) else { return };
+        let who = self.describe(worker);
+        self.failed_writers.insert(worker);
         let kept = match self.history.newest() {
             Some(written) => format!("{} ({}) is intact", written.file, written.position),
             None => "there is none before it".into(),
         };
-        let before = self.stopping.take().filter(|stopping| stopping.failed);
-        let before = before.map_or_else(String::new, |stopping| format!("{}; and ", stopping.reason));
-        self.fail(format!(
-            "{before}a checkpoint could not be written: {reason}; {kept}; mend that, then carry on with --resume"
-        ));
+        let last = matches!(self.phase, Phase::Saving) || self.stopping.is_some();
+        let another = self.writer().filter(|writer| !self.failed_writers.contains(writer));
+        match (last, another) {
+            (false, _) => {
+                self.warn(format!(
+                    "{who} could not write a checkpoint: {reason}; {kept}; training goes on, and the next one is tried                      when it is due"
+                ));
+                if let Phase::Training { epoch, .. } = self.phase {
+                    self.assign_within_epoch(Position { epoch, ..self.shown.unwrap_or_default() });
+                }
+            }
+            (true, Some(writer)) if self.stopping.as_ref().is_none_or(|stopping| !stopping.failed) => {
+                self.warn(format!(
+                    "{who} could not write the last checkpoint: {reason}; another worker tries"
+                ));
+                let duty = self.assign_to(writer, at);
+                if let Some(stopping) = &mut self.stopping {
+                    stopping.duty = Some(duty);
+                }
+            }
+            (true, _) => {
+                let before = self.stopping.take().filter(|stopping| stopping.failed);
+                let before = before.map_or_else(String::new, |stopping| format!("{}; and ", stopping.reason));
+                self.fail(format!(
+                    "{before}a checkpoint could not be written: {reason}; {kept}; mend that, then carry on with --resume"
+                ));
+            }
+        }
     }
 
     /// Ends the run once nothing is left to be committed.
@@ -96,7 +172,14 @@ impl Run {
             Phase::Saving => {}
             // What only evaluates has nothing to save.
             _ if self.settings.test_only => self.stopped(),
-            Phase::Gathering { .. } => self.stop_when_saved(),
+            Phase::Gathering { .. } => {
+                // Nobody is waited for any more.
+                if let Phase::Gathering { asked, .. } = &self.phase {
+                    let asked = asked.clone();
+                    self.tell_to_leave(&asked, &format!("stopping: {reason}"));
+                }
+                self.stop_when_saved();
+            }
             // No step is done that the checkpoint would not have.
             _ => {
                 self.dissolve(format!("stopping: {reason}"));
@@ -121,15 +204,15 @@ impl Run {
         if stopping.failed {
             return self.stopped();
         }
-        if self.members.iter().any(|(_, m)| matches!(m.holding, Holding::Asked)) {
+        if let Phase::Gathering { asked, .. } = &self.phase
+            && !asked.is_empty()
+        {
             return;
         }
-        let beginning = Position { epoch: self.settings.start_epoch, step: 0 };
-        let saved = self.history.newest().map_or(beginning, |written| written.position);
+        let saved = self.history.newest().map_or(self.beginning(), |written| written.position);
         match self.furthest().filter(|(_, at)| *at > saved) {
             Some((writer, at)) => {
-                let duty = self.duties.assign(writer, None);
-                self.send(writer, ToWorker::Checkpoint { duty, at, best: false, top1: None });
+                let duty = self.assign_to(writer, at);
                 if let Some(stopping) = &mut self.stopping {
                     stopping.duty = Some(duty);
                 }
@@ -141,11 +224,11 @@ impl Run {
 
     /// The worker that has gone furthest, of several the one of the lowest rank, and where that is.
     pub(super) fn furthest(&self) -> Option<(WorkerId, Position)> {
-        let held = self.members.iter().filter_map(|(id, m)| match m.holding {
-            Holding::At(position) => Some((position, std::cmp::Reverse(m.rank), id)),
-            _ => None,
-        });
-        held.max().map(|(position, _, id)| (id, position))
+        let held = self
+            .members
+            .iter()
+            .filter_map(|(id, m)| Some((m.held?, m.leaving.is_none(), std::cmp::Reverse(m.rank), id)));
+        held.max().map(|(position, .., id)| (id, position))
     }
 
     /// A worker cannot go on and neither can the run: it saves what it has trained, then the run fails.
@@ -154,15 +237,27 @@ impl Run {
             // The first of them is being dealt with; what fails on all ranks alike comes from each.
             return;
         }
-        let trained = |m: &Member| matches!(m.holding, Holding::At(at) if at > Position::default());
+        let trained = |m: &Member| m.held.is_some_and(|at| at > Position::default());
         let holds = self.members.get(worker).is_some_and(trained);
         if !holds || !matches!(self.phase, Phase::Training { .. } | Phase::Validating(_)) {
             return self.fail(reason);
         }
+        self.fail_once_saved(worker, reason);
+    }
+
+    /// Has `writer` write what it holds; then the run fails.
+    fn fail_once_saved(&mut self, writer: WorkerId, reason: String) {
         self.warn(format!("{reason}; saving what has been trained"));
-        let duty = self.duties.assign(worker, None);
+        let duty = self.assign_to(writer, Position::default());
         self.stopping = Some(Stopping { reason, failed: true, duty: Some(duty), since: self.now });
-        self.send(worker, ToWorker::Checkpoint { duty, at: Position::default(), best: false, top1: None });
+    }
+
+    /// Nothing can be done any more but to save what is held.
+    pub(super) fn give_up(&mut self, reason: String) {
+        match self.furthest() {
+            Some((writer, at)) if at > self.beginning() => self.fail_once_saved(writer, reason),
+            _ => self.fail(reason),
+        }
     }
 
     /// Ends a run that was stopping, saved or not.

@@ -1,12 +1,13 @@
 //! Steps, validation, and the way from one epoch to the next.
 
+use std::collections::BTreeSet;
+
 use super::{Phase, Run};
 use crate::history::Fact;
-use crate::membership::Holding;
 use crate::validation::{Part, Validation};
 use crate::{
-    EpochSummary, Generation, Observation, Outcome, Position, StepReport, ToWorker, WorkerId, checkpoint,
-    shards,
+    EpochSummary, Generation, Observation, Outcome, Pace, Position, StepReport, ToWorker, WorkerId,
+    checkpoint, shards,
 };
 
 impl Run {
@@ -20,16 +21,23 @@ impl Run {
             self.save_and_finish();
         } else if position.step < self.steps_per_epoch() {
             self.train(position);
-        } else if self.history.validated.contains_key(&position.epoch) {
-            self.after_validation(position.epoch);
         } else {
-            self.validate(position.epoch);
+            self.begin_at_the_end(position.epoch);
+        }
+    }
+
+    /// All ranks hold the state of the end of `epoch`.
+    pub(super) fn begin_at_the_end(&mut self, epoch: u32) {
+        if self.history.validated.contains_key(&epoch) && !self.settings.test_only {
+            self.after_validation(epoch);
+        } else {
+            self.validate(epoch);
         }
     }
 
     fn train(&mut self, position: Position) {
-        self.phase = Phase::Training { epoch: position.epoch };
-        self.shown = position;
+        self.phase = Phase::Training { epoch: position.epoch, done: BTreeSet::new() };
+        self.shown = Some(position);
         if position.step == 0 {
             self.epoch_began = self.now;
             self.epoch_skipped = 0;
@@ -37,7 +45,7 @@ impl Run {
         let generation = self.generation;
         // Before the order to train, so that the writer knows of it in time.
         self.assign_within_epoch(position);
-        self.send_all(&ToWorker::Train { generation, epoch: position.epoch, first_step: position.step });
+        self.send_ring(&ToWorker::Train { generation, epoch: position.epoch, first_step: position.step });
     }
 
     pub(super) fn progressed(
@@ -46,17 +54,34 @@ impl Run {
         generation: Generation,
         position: Position,
         steps: &[StepReport],
+        pace: Pace,
     ) {
-        let Phase::Training { epoch } = self.phase else { return };
-        if generation != self.generation {
+        if generation != self.generation || !self.ring.contains_key(&worker) {
             return;
         }
-        self.show(steps);
-        if let Some(member) = self.members.get_mut(worker) {
-            member.holding = Holding::At(position);
+        let end = self.steps_per_epoch();
+        let Phase::Training { epoch, done } = &mut self.phase else {
+            if matches!(self.phase, Phase::Gathering { .. }) {
+                // The steps before the generation ends in good order.
+                self.show(steps);
+            }
+            return;
+        };
+        let epoch = *epoch;
+        if position == (Position { epoch, step: end }) {
+            done.insert(worker);
         }
-        let end = Position { epoch, step: self.steps_per_epoch() };
-        if self.members.iter().all(|(_, m)| m.holding == Holding::At(end)) {
+        let complete = done.len() == self.ring.len();
+        self.show(steps);
+        self.stragglers.note(worker, pace);
+        if pace.steps > 0 {
+            // The ring moves: whoever was to blame for an earlier one is no longer.
+            self.formations.blamed.clear();
+        }
+        if let Some(member) = self.members.get_mut(worker) {
+            member.held = Some(position);
+        }
+        if complete {
             self.validate(epoch);
         }
     }
@@ -64,13 +89,22 @@ impl Run {
     /// Shows the steps that have not been shown; every rank reports the same numbers.
     pub(super) fn show(&mut self, steps: &[StepReport]) {
         for step in steps {
-            if step.position < self.shown {
-                continue;
+            match self.shown {
+                Some(shown) if step.position < shown => continue,
+                Some(_) => {}
+                // The first that comes after this coordinator was away.
+                None => self.observe(Observation::Started { position: step.position }),
             }
-            self.shown = Position { epoch: step.position.epoch, step: step.position.step + 1 };
+            self.shown = Some(Position { epoch: step.position.epoch, step: step.position.step + 1 });
             self.loss = Some(step.loss);
             self.epoch_loss = step.epoch_loss_sum / step.epoch_samples.max(1) as f64;
             self.epoch_skipped += step.skipped;
+            if !step.loss.is_finite() {
+                self.warn(format!(
+                    "the loss of {} was {}: its update was left out",
+                    step.position, step.loss
+                ));
+            }
             self.observe(Observation::Step(step.clone()));
         }
     }
@@ -80,8 +114,8 @@ impl Run {
         let generation = self.generation;
         let mut validation = Validation::new(epoch);
         self.observe(Observation::Validating { epoch, done: 0, samples });
-        let world = self.members.len();
-        for (worker, rank) in self.members.by_rank().iter().map(|(id, m)| (*id, m.rank)).collect::<Vec<_>>() {
+        let world = self.ring.len() as u32;
+        for (worker, rank) in self.ring.clone() {
             let range = shards::deal(samples, world, rank.0);
             validation.ask(worker, &range);
             self.send(worker, ToWorker::Validate { generation, epoch, range });
@@ -132,11 +166,17 @@ impl Run {
     pub(super) fn after_validation(&mut self, epoch: u32) {
         let next = Position { epoch: epoch + 1, step: 0 };
         let best = self.history.best().is_some_and(|(best, _)| best == epoch);
-        if checkpoint::due_after_epoch(epoch, best, &self.settings) {
+        let saved =
+            self.history.newest().is_some_and(|newest| newest.position == next) || self.duties.writes(next);
+        if checkpoint::due_after_epoch(epoch, best, &self.settings) && !saved {
             self.assign_checkpoint(next, best, self.history.validated.get(&epoch).copied());
         }
         if next.epoch >= self.settings.epochs {
             self.save_and_finish();
+        } else if let Some(reason) = self.change_due() {
+            // Between two epochs nobody has to be waited for.
+            self.decide(reason.clone());
+            self.dissolve(reason);
         } else {
             self.train(next);
         }

@@ -20,7 +20,11 @@ fn a_fault_in_training_saves_what_was_trained_first() {
     say(&mut run, 1, ready.clone());
     say(&mut run, 2, ready);
     let position = Position { epoch: 0, step: 3 };
-    say(&mut run, 2, FromWorker::Progress { generation: Generation(1), position, steps: vec![] });
+    say(
+        &mut run,
+        2,
+        FromWorker::Progress { generation: Generation(1), position, steps: vec![], pace: Pace::default() },
+    );
     let fault = FromWorker::Fault { reason: "label map x.pt is missing".into() };
     let commands = say(&mut run, 2, fault.clone());
     assert_eq!(outcome(&commands), None);
@@ -34,6 +38,7 @@ fn a_fault_in_training_saves_what_was_trained_first() {
         held: Some(position),
         steps: vec![],
         reason: "peer gone".into(),
+        blamed: None,
     };
     assert_eq!(outcome(&say(&mut run, 1, held)), None);
     assert_eq!(outcome(&say(&mut run, 1, fault)), None);
@@ -56,7 +61,11 @@ fn a_faulty_worker_that_dies_before_it_has_saved_ends_the_run() {
     say(&mut run, 1, ready.clone());
     say(&mut run, 2, ready);
     let position = Position { epoch: 0, step: 1 };
-    say(&mut run, 1, FromWorker::Progress { generation: Generation(1), position, steps: vec![] });
+    say(
+        &mut run,
+        1,
+        FromWorker::Progress { generation: Generation(1), position, steps: vec![], pace: Pace::default() },
+    );
     // Rank 0 has a checkpoint to write already, which goes with it.
     assert_eq!(outcome(&say(&mut run, 1, FromWorker::Fault { reason: "bad data".into() })), None);
     let left = Event::Left { worker: WorkerId(1), reason: "its stream ended".into() };
@@ -87,7 +96,11 @@ fn a_worker_lost_while_the_last_checkpoint_is_written_is_not_waited_for() {
     }
     let position = Position { epoch: 0, step: 1 };
     for worker in [1, 2] {
-        say(&mut run, worker, FromWorker::Progress { generation, position, steps: vec![] });
+        say(
+            &mut run,
+            worker,
+            FromWorker::Progress { generation, position, steps: vec![], pace: Pace::default() },
+        );
     }
     let part = |rank| {
         let range = shards::deal(33, 2, rank);
@@ -128,15 +141,7 @@ fn a_stop_halts_training_and_saves_the_furthest_state() {
         held: Some(Position { epoch: 0, step }),
         steps: vec![],
         reason: "told to".into(),
-    };
-    let orders = |commands: &[Command]| {
-        let duty = |c: &Command| match c {
-            Command::Send { worker, message: ToWorker::Checkpoint { duty, at, .. } } => {
-                Some((worker.0, *duty, *at))
-            }
-            _ => None,
-        };
-        commands.iter().filter_map(duty).collect::<Vec<_>>()
+        blamed: None,
     };
     assert!(orders(&say(&mut run, 1, left(2))).is_empty(), "the other may have gone further");
     let commands = say(&mut run, 2, left(3));
@@ -157,11 +162,21 @@ fn a_stop_whose_writer_is_lost_is_saved_by_another() {
         say(&mut run, worker, ready);
     }
     for worker in [1, 2] {
-        say(&mut run, worker, FromWorker::Progress { generation, position: held, steps: vec![] });
+        say(
+            &mut run,
+            worker,
+            FromWorker::Progress { generation, position: held, steps: vec![], pace: Pace::default() },
+        );
     }
     run.handle(at(1), Event::Stop { reason: "SIGTERM".into() });
     run.handle(at(1), Event::Left { worker: WorkerId(1), reason: "its stream ended".into() });
-    let left = FromWorker::Held { generation, held: Some(held), steps: vec![], reason: "peer gone".into() };
+    let left = FromWorker::Held {
+        generation,
+        held: Some(held),
+        steps: vec![],
+        reason: "peer gone".into(),
+        blamed: None,
+    };
     let commands = say(&mut run, 2, left);
     let duty = commands.iter().find_map(|c| match c {
         Command::Send { worker: WorkerId(2), message: ToWorker::Checkpoint { duty, .. } } => Some(*duty),
@@ -173,23 +188,57 @@ fn a_stop_whose_writer_is_lost_is_saved_by_another() {
     assert!(matches!(outcome(&commands), Some(Outcome::Interrupted { saved: Some(_), .. })));
 }
 
+/// The orders to write a checkpoint among `commands`: who, which, and the state of what.
+fn orders(commands: &[Command]) -> Vec<(u64, DutyId, Position)> {
+    let order = |c: &Command| match c {
+        Command::Send { worker, message: ToWorker::Checkpoint { duty, at, .. } } => {
+            Some((worker.0, *duty, *at))
+        }
+        _ => None,
+    };
+    commands.iter().filter_map(order).collect()
+}
+
 #[test]
-fn a_failed_checkpoint_ends_the_run_and_says_what_is_left() {
+fn a_checkpoint_that_fails_within_training_is_tried_again_by_another_worker() {
     let (mut run, _) = forming();
     let ready = FromWorker::Ready { generation: Generation(1), held: Position::default(), epoch_loss: None };
     say(&mut run, 1, ready.clone());
     let commands = say(&mut run, 2, ready);
-    let duty = commands.iter().find_map(|c| match c {
-        Command::Send { worker: WorkerId(1), message: ToWorker::Checkpoint { duty, at, .. } } => {
-            Some((*duty, *at))
-        }
-        _ => None,
-    });
-    let (duty, at) = duty.expect("rank 0 is told of the first checkpoint before it trains");
-    assert_eq!(at, Position { epoch: 0, step: 4 });
-    let failed = FromWorker::CheckpointFailed { duty, reason: "no space left on device".into() };
-    assert!(say(&mut run, 2, failed.clone()).is_empty(), "another worker's duty");
-    let reason = failure(&say(&mut run, 1, failed));
+    let &[(1, duty, position)] = orders(&commands).as_slice() else { panic!("{commands:?}") };
+    assert_eq!(position, Position { epoch: 0, step: 4 });
+    let failed = |duty| FromWorker::CheckpointFailed { duty, reason: "no space left on device".into() };
+    assert!(say(&mut run, 2, failed(duty)).is_empty(), "another worker's duty");
+    let commands = say(&mut run, 1, failed(duty));
+    assert_eq!(outcome(&commands), None);
+    let warned = |c: &Command| matches!(c, Command::Observe(Observation::Warning(words)) if words.contains("no space left on device"));
+    assert!(commands.iter().any(warned), "{commands:?}");
+    assert!(matches!(orders(&commands).as_slice(), [(2, ..)]), "{commands:?}");
+}
+
+#[test]
+fn a_last_checkpoint_that_nobody_can_write_ends_the_run_and_says_what_is_left() {
+    let (mut run, _) = forming();
+    let (generation, held) = (Generation(1), Position { epoch: 0, step: 2 });
+    for worker in [1, 2] {
+        say(&mut run, worker, FromWorker::Ready { generation, held: Position::default(), epoch_loss: None });
+    }
+    run.handle(at(1), Event::Stop { reason: "SIGTERM".into() });
+    let left = FromWorker::Held {
+        generation,
+        held: Some(held),
+        steps: vec![],
+        reason: "told to".into(),
+        blamed: None,
+    };
+    say(&mut run, 1, left.clone());
+    let commands = say(&mut run, 2, left);
+    let &[(1, duty, _)] = orders(&commands).as_slice() else { panic!("{commands:?}") };
+    let failed = |duty| FromWorker::CheckpointFailed { duty, reason: "no space left on device".into() };
+    let commands = say(&mut run, 1, failed(duty));
+    let &[(2, duty, position)] = orders(&commands).as_slice() else { panic!("{commands:?}") };
+    assert_eq!(position, held, "the other worker tries");
+    let reason = failure(&say(&mut run, 2, failed(duty)));
     assert!(reason.contains("no space left on device") && reason.contains("--resume"), "{reason}");
 }
 

@@ -76,7 +76,7 @@ impl Sim {
         let world = 1 + rng.below(4) as u32;
         let crashes = rng.below(6);
         let start_epoch = rng.below(8).saturating_sub(5) as u32;
-        let settings = Settings { start_epoch, ..settings(world) };
+        let settings = Settings { start_epoch, reunite_for: Duration::from_millis(200), ..settings(world) };
         Self {
             seed,
             rng,
@@ -121,7 +121,7 @@ impl Sim {
         if (self.workers.len() as u32) < world && self.rng.one_in(5) {
             let worker = WorkerId(self.next_worker);
             self.next_worker += 1;
-            self.event(Event::Joined { worker, hello: hello(None) });
+            self.event(Event::Joined { worker, hello: hello(worker.0, None) });
         }
         if self.crashes > 0 && self.rng.one_in(300) {
             self.crashes -= 1;
@@ -209,7 +209,10 @@ impl Sim {
             }
             ToWorker::Checkpoint { duty, at, .. } => worker.duties.push((duty, at)),
             ToWorker::Dissolve { generation, .. } => self.leave(worker, generation),
-            ToWorker::Remove { .. } | ToWorker::Finish { .. } => {}
+            ToWorker::Remove { .. }
+            | ToWorker::Finish { .. }
+            | ToWorker::Drain { .. }
+            | ToWorker::Release { .. } => {}
         }
     }
 
@@ -217,7 +220,13 @@ impl Sim {
         worker.ring = None;
         worker.work = Work::Idle;
         let (held, reason) = (worker.held, "ring".into());
-        worker.outbox.push_back(FromWorker::Held { generation, held, steps: self.steps(worker), reason });
+        worker.outbox.push_back(FromWorker::Held {
+            generation,
+            held,
+            steps: self.steps(worker),
+            reason,
+            blamed: None,
+        });
     }
 
     /// The newest steps up to what a worker holds, as it would report them.
@@ -283,7 +292,12 @@ impl Sim {
                 worker.held = Some(position);
                 let steps = self.steps(worker);
                 let steps = if worker.rank == Rank(0) { steps } else { Vec::new() };
-                worker.outbox.push_back(FromWorker::Progress { generation, position, steps });
+                worker.outbox.push_back(FromWorker::Progress {
+                    generation,
+                    position,
+                    steps,
+                    pace: Pace::default(),
+                });
                 if position.step == STEPS {
                     worker.work = Work::Idle;
                 }

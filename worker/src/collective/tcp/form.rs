@@ -30,7 +30,7 @@ const MAX_GUESTS: usize = 64;
 pub(super) fn find_neighbours(
     listener: &TcpListener,
     member: Member,
-    peers: &[SocketAddr],
+    (previous, next): (SocketAddr, SocketAddr),
     timeouts: Timeouts,
     wake: &UnixStream,
     abort: &AbortHandle,
@@ -40,8 +40,7 @@ pub(super) fn find_neighbours(
         source,
     })?;
     let started = Instant::now();
-    let address = peers[member.next() as usize];
-    let mut dialing = Dialing { member, address, state: Dial::Paused(started), last: None };
+    let mut dialing = Dialing { member, address: next, state: Dial::Paused(started), last: None };
     let mut door = Door { listener, member, patience: timeouts.handshake, guests: Vec::new(), last: None };
     let mut prev = None;
     loop {
@@ -52,17 +51,26 @@ pub(super) fn find_neighbours(
         }
         dialing.advance(now);
         match (prev.take(), &dialing.state) {
-            (Some(stream), Dial::Up(next)) => {
-                let link = |stream, rank| Link { stream, rank, address: peers[rank as usize] };
-                return Ok((link(Arc::new(stream), member.prev()), link(Arc::clone(next), member.next())));
+            (Some(stream), Dial::Up(up)) => {
+                let link = |stream, rank, address| Link { stream, rank, address };
+                let from_prev = link(Arc::new(stream), member.prev(), previous);
+                let to_next = link(Arc::clone(up), member.next(), next);
+                return Ok((from_prev, to_next));
             }
             (found, _) => prev = found,
         }
         let left = timeouts.form.saturating_sub(started.elapsed());
         if left.is_zero() {
-            let missing = missing(member, prev.is_none(), &door, &dialing);
             let seconds = timeouts.form.as_secs_f64();
-            return Err(CollectiveError::NotFormed { rank: member.rank, seconds, missing });
+            let up = matches!(dialing.state, Dial::Up(_));
+            let blamed = match (prev.is_some(), up) {
+                (true, false) => Some(member.next()),
+                (false, true) => Some(member.prev()),
+                // Where nobody is there, it may be this rank that is cut off.
+                _ => Some(member.next()).filter(|next| *next == member.prev()),
+            };
+            let missing = missing(member, prev.is_none(), &door, &dialing);
+            return Err(CollectiveError::NotFormed { rank: member.rank, seconds, missing, blamed });
         }
 
         let mut fds = vec![PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
@@ -87,16 +95,19 @@ pub(super) fn find_neighbours(
 
 /// Sets what both ends of a link want. The buffers' sizes are left to the kernel, which grows them to what
 /// the link can use. TCP_USER_TIMEOUT is left alone: it would also cut off a rank that is up and merely
-/// late, for its closed window counts as silence.
-pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
+/// late, for its closed window counts as silence. Of the two ends of a link, the one that receives has nothing on its
+/// way, so its kernel asks the other for signs of life, and gives it up after about `peer` without any; a
+/// kernel answers for a process that stands still, so those are not cut off.
+pub(super) fn tune(stream: &TcpStream, peer: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    // A host that vanished without a word is noticed after 10 s + 3 * 5 s while nothing is on its way to it.
     setsockopt(stream, sockopt::KeepAlive, &true)?;
     #[cfg(target_os = "linux")]
     {
-        setsockopt(stream, sockopt::TcpKeepIdle, &10)?;
-        setsockopt(stream, sockopt::TcpKeepInterval, &5)?;
-        setsockopt(stream, sockopt::TcpKeepCount, &3)?;
+        const PROBES: u32 = 3;
+        let pause = (peer.as_secs_f64() / f64::from(PROBES + 1)).round().clamp(1.0, 3600.0) as u32;
+        setsockopt(stream, sockopt::TcpKeepIdle, &pause)?;
+        setsockopt(stream, sockopt::TcpKeepInterval, &pause)?;
+        setsockopt(stream, sockopt::TcpKeepCount, &PROBES)?;
     }
     Ok(())
 }

@@ -38,10 +38,13 @@ pub const MAX_WORLD: usize = 1 << 15;
 /// What the coordinator tells a worker about the ring of one generation.
 #[derive(Clone)]
 pub struct Membership {
-    /// This worker's rank, in `0..peers.len()`.
+    /// This worker's rank, in `0..world`.
     pub rank: u32,
-    /// Where each rank's listener can be reached, by rank; this worker's own among them.
-    pub peers: Vec<SocketAddr>,
+    /// Number of ranks, at least 2.
+    pub world: u32,
+    /// Where the listeners of the previous and the next rank can be reached.
+    pub previous: SocketAddr,
+    pub next: SocketAddr,
     pub generation: u64,
     /// Drawn at random for this generation, and known to its ranks and the coordinator alone.
     pub token: [u8; 32],
@@ -54,6 +57,8 @@ pub struct Timeouts {
     pub form: Duration,
     /// For one accepted connection to prove itself.
     pub handshake: Duration,
+    /// About how long a host may leave its peers' signs of life unanswered before it is lost, at least 4 s.
+    pub peer: Duration,
     /// Longest time in which a call may see nothing move before it fails. A rank that is merely late
     /// (slow data, a checkpoint) is silent too, so this has to be generous; it is a last resort where the
     /// abort handle is used by someone who knows better. None leaves silent peers to that alone.
@@ -65,6 +70,7 @@ impl Default for Timeouts {
         Self {
             form: Duration::from_secs(30),
             handshake: Duration::from_secs(2),
+            peer: Duration::from_secs(4),
             silence: Some(Duration::from_secs(300)),
         }
     }
@@ -114,10 +120,16 @@ impl Ring {
         let (wake, alarm) = UnixStream::pair().map_err(local("make the socket that an abort wakes"))?;
         abort.on_abort(move || drop(alarm));
 
-        let (prev, next) =
-            form::find_neighbours(listener, member, &membership.peers, timeouts, &wake, &abort)?;
+        let (prev, next) = form::find_neighbours(
+            listener,
+            member,
+            (membership.previous, membership.next),
+            timeouts,
+            &wake,
+            &abort,
+        )?;
         for link in [&prev, &next] {
-            form::tune(&link.stream).map_err(local("set the options of a ring socket"))?;
+            form::tune(&link.stream, timeouts.peer).map_err(local("set the options of a ring socket"))?;
             // So that an abort between two calls reaches the neighbours too. Weak: the handle may outlive
             // the ring, whose end has to close the connections.
             let stream = Arc::downgrade(&link.stream);
@@ -188,14 +200,14 @@ impl Collective for Ring {
 }
 
 fn member_of(membership: &Membership) -> Result<Member, CollectiveError> {
-    let &Membership { rank, ref peers, generation, token } = membership;
-    if !(2..=MAX_WORLD).contains(&peers.len()) || rank as usize >= peers.len() {
+    let &Membership { rank, world, generation, token, .. } = membership;
+    if !(2..=MAX_WORLD).contains(&(world as usize)) || rank >= world {
         return Err(CollectiveError::Invalid(format!(
             "a ring cannot be formed by rank {rank} of {} (2 to {MAX_WORLD} ranks)",
-            peers.len()
+            world
         )));
     }
-    Ok(Member { rank, world: peers.len() as u32, generation, token })
+    Ok(Member { rank, world, generation, token })
 }
 
 /// Closes both directions if the connection still exists.

@@ -16,8 +16,12 @@ use crate::collective::{Solo, buckets};
 const TOKEN: [u8; 32] = [42; 32];
 
 /// Nothing may depend on these running out: they only bound how long a broken ring hangs the tests.
-const PATIENT: Timeouts =
-    Timeouts { form: Duration::from_secs(60), handshake: Duration::from_secs(60), silence: None };
+const PATIENT: Timeouts = Timeouts {
+    form: Duration::from_secs(60),
+    handshake: Duration::from_secs(60),
+    silence: None,
+    peer: Duration::from_secs(60),
+};
 
 fn listeners(world: usize) -> (Vec<TcpListener>, Vec<SocketAddr>) {
     let listeners: Vec<_> = (0..world).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
@@ -26,7 +30,10 @@ fn listeners(world: usize) -> (Vec<TcpListener>, Vec<SocketAddr>) {
 }
 
 fn membership(rank: usize, peers: &[SocketAddr], generation: u64) -> Membership {
-    Membership { rank: rank as u32, peers: peers.to_vec(), generation, token: TOKEN }
+    let world = peers.len();
+    let neighbour = |rank: usize| peers[rank % world];
+    let (previous, next) = (neighbour(rank + world - 1), neighbour(rank + 1));
+    Membership { rank: rank as u32, world: world as u32, previous, next, generation, token: TOKEN }
 }
 
 /// Runs `rank_main` as each rank of a world, each on a thread, and returns what they return by rank.
@@ -255,8 +262,7 @@ fn a_missing_rank_is_named_with_what_was_last_seen_of_it() {
     let mut stranger = TcpStream::connect(peers[0]).unwrap();
     stranger.write_all(b"hello?").unwrap();
     // Port 1 of loopback answers with a refusal, and rank 1 never comes.
-    let membership =
-        Membership { peers: vec![peers[0], "127.0.0.1:1".parse().unwrap()], ..membership(0, &peers, 1) };
+    let membership = Membership { next: "127.0.0.1:1".parse().unwrap(), ..membership(0, &peers, 1) };
     let timeouts = Timeouts { form: Duration::from_millis(200), ..PATIENT };
     let error = Ring::connect(&listeners[0], &membership, timeouts, AbortHandle::new()).err().unwrap();
     let message = error.to_string();

@@ -4,14 +4,17 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use relabel_core::{FromWorker, Generation, Position, StepReport, shards, validation::Part};
+use relabel_config::NonFinite;
+use relabel_core::{FromWorker, Generation, Position, Rank, StepReport, ToWorker, shards, validation::Part};
 
 use super::{Member, Next, TrainError, Trainer};
 use crate::data::augment::{Augment, EvalTransform};
 use crate::data::cutmix::CutMix;
 use crate::data::loader::{Batch, EvalLoader, EvalPlan, TrainLoader, TrainPlan};
+use crate::data::order::epoch_order;
 use crate::eval::Counts;
-use crate::train::learner::{StepError, Stepped};
+use crate::train::learner::{Ask, StepError, Stepped};
+use crate::train::samples::SampleLog;
 use crate::train::transfer::Tally;
 
 /// Batches that loader threads may be ahead.
@@ -20,8 +23,9 @@ const PREFETCH: usize = 3;
 /// Step reports that are kept for a new generation to ask for.
 const RECENT: usize = 64;
 
-/// Least time between two reports of progress.
+/// Least time between two reports of progress: of the rank that says what the steps were like, and of the others.
 const REPORT_EVERY: Duration = Duration::from_millis(50);
+const OTHERS_REPORT_EVERY: Duration = Duration::from_secs(1);
 
 impl Trainer<'_> {
     /// Trains from `first` to the end of its epoch.
@@ -30,44 +34,64 @@ impl Trainer<'_> {
         if first.step == 0 {
             self.tally = Tally::default();
         }
-        self.held = Some(first);
+        self.hold(Some(first));
         let mut loader = self.train_loader(first, &member.shard)?;
+        let report_every = if member.reporter { REPORT_EVERY } else { OTHERS_REPORT_EVERY };
         let mut reported = Instant::now();
         let mut began = Instant::now();
         let mut waited = Duration::ZERO;
         loop {
-            match self.heed_waiting()? {
+            match self.heed_while_training(generation)? {
                 Next::Continue => {}
                 next => return Ok(next),
             }
             let Some(batch) = loader.next() else { break };
             let batch = batch?;
             let position = Position { epoch: first.epoch, step: batch.step };
-            let planned = self.planned(position.step);
-            let stepped = match self.learner.step(&batch, planned, position, &mut *member.ring) {
+            self.note_samples(position, &batch)?;
+            let ask = self.ask(generation, position);
+            let stepped = match self.learner.step(&batch, ask, &mut *member.ring) {
                 Ok(stepped) => stepped,
                 Err(StepError::Collective(error)) => {
-                    self.leave(&error.to_string());
+                    drop(member);
+                    self.leave(&error.to_string(), error.blamed().map(Rank));
                     return Ok(Next::Left);
+                }
+                Err(loss @ StepError::NotFinite { .. }) => {
+                    let samples = self.whole_batch(position);
+                    return Err(TrainError::NotFinite { loss, samples });
                 }
                 Err(error) => return Err(TrainError::Step(error)),
             };
-            self.account(position, &batch)?;
+            self.note_step(position)?;
             loader.recycle(batch);
 
             let wait = loader.waited();
             self.stepped(position, stepped, began.elapsed(), wait.saturating_sub(waited));
             (began, waited) = (Instant::now(), wait);
             self.do_duties()?;
+            if stepped.leaving {
+                drop(member);
+                self.leave("the generation ends in good order", None);
+                return Ok(Next::Left);
+            }
             // The last step is reported when this order has been carried out: another one follows it.
-            if reported.elapsed() >= REPORT_EVERY && position.step + 1 < self.steps_per_epoch() {
-                self.report(&member);
+            if reported.elapsed() >= report_every && position.step + 1 < self.steps_per_epoch() {
+                self.report(member.reporter);
                 reported = Instant::now();
             }
         }
-        self.report(&member);
+        self.report(member.reporter);
         self.formation = Some(member);
         Ok(Next::Continue)
+    }
+
+    /// What is asked of the step at `position`.
+    fn ask(&self, generation: Generation, position: Position) -> Ask {
+        let optim = &self.setup.config.optim;
+        let leave = self.session.fence().is_draining(generation) || self.session.shared().leaving().is_some();
+        let may_skip = optim.non_finite == NonFinite::Skip && self.tally.left_out < optim.non_finite_steps;
+        Ask { position, planned: self.planned(position.step), leave, may_skip }
     }
 
     fn member(&mut self, generation: Generation, order: &'static str) -> Result<Member, TrainError> {
@@ -100,23 +124,53 @@ impl Trainer<'_> {
         all.end - all.start
     }
 
-    /// Names what was left out, and records what counted if that is wanted.
-    fn account(&mut self, position: Position, batch: &Batch) -> Result<(), TrainError> {
+    /// The ids of the samples that all ranks together take into the step at `position`.
+    fn whole_batch(&self, position: Position) -> Vec<u32> {
+        let batch = self.setup.config.optim.batch_size;
+        let samples = self.inputs.train.len() as u64;
+        let positions = shards::positions(position.step, batch, samples, &(0..batch));
+        let order = epoch_order(self.setup.config.compute.seed as u64, position.epoch, samples as usize);
+        order[positions.start as usize..positions.end as usize].to_vec()
+    }
+
+    /// Names what was left out, and records what goes into the step if that is wanted.
+    fn note_samples(&mut self, position: Position, batch: &Batch) -> Result<(), TrainError> {
         for (_, line) in &batch.skipped {
             tracing::warn!("left out of {position}: {line}");
         }
-        if let Some(log) = &mut self.sample_log {
-            let path = log.path().to_path_buf();
-            log.append(position, &batch.sample_ids)
-                .map_err(|source| TrainError::SampleLog { path, source })?;
-        }
-        Ok(())
+        let generation = self.generation;
+        self.record(|log| log.begun(generation, position, &batch.sample_ids))
+    }
+
+    /// Records that the step is done.
+    fn note_step(&mut self, position: Position) -> Result<(), TrainError> {
+        let generation = self.generation;
+        self.record(|log| log.done(generation, position))
+    }
+
+    fn record(
+        &mut self,
+        write: impl FnOnce(&mut SampleLog) -> std::io::Result<()>,
+    ) -> Result<(), TrainError> {
+        let Some(log) = &mut self.sample_log else { return Ok(()) };
+        let path = log.path().to_path_buf();
+        write(log).map_err(|source| TrainError::SampleLog { path, source })
     }
 
     fn stepped(&mut self, position: Position, stepped: Stepped, duration: Duration, data_wait: Duration) {
-        self.tally.loss_sum += stepped.loss_sum;
-        self.tally.samples += stepped.samples;
-        self.held = Some(Position { step: position.step + 1, ..position });
+        if stepped.updated {
+            self.tally.loss_sum += stepped.loss_sum;
+            self.tally.samples += stepped.samples;
+            self.tally.left_out = 0;
+        } else {
+            self.tally.left_out += 1;
+            tracing::warn!("the loss of {position} is {}: its update is left out", stepped.loss_sum);
+        }
+        self.hold(Some(Position { step: position.step + 1, ..position }));
+        self.pace.steps += 1;
+        self.pace.data += data_wait;
+        self.pace.peers += stepped.waited;
+        self.pace.compute += duration.saturating_sub(data_wait).saturating_sub(stepped.waited);
         self.recent.push_back(StepReport {
             position,
             loss: stepped.loss_sum / stepped.samples.max(1) as f64,
@@ -135,15 +189,20 @@ impl Trainer<'_> {
         }
     }
 
-    /// Says how far this rank is; rank 0 says what the steps were like, as they are the same on all.
-    fn report(&mut self, member: &Member) {
-        let Some(position) = self.held else { return };
-        let steps = match member.reporter {
+    /// Says how far this rank is; the first one says what the steps were like, as they are the same on all. A
+    /// coordinator that is away is told when it is back, and again what may have been on its way.
+    fn report(&mut self, reporter: bool) {
+        let (Some(position), Some(stream)) = (self.held, self.session.shared().stream()) else { return };
+        if self.reported_to.replace(stream).is_some_and(|before| before != stream) {
+            self.unreported = self.recent.len();
+        }
+        let steps = match reporter {
             true => self.recent.iter().skip(self.recent.len() - self.unreported).cloned().collect(),
             false => Vec::new(),
         };
         self.unreported = 0;
-        self.session.reports().send(FromWorker::Progress { generation: self.generation, position, steps });
+        let (generation, pace) = (self.generation, std::mem::take(&mut self.pace));
+        self.session.reports().send(FromWorker::Progress { generation, position, steps, pace });
     }
 
     /// Evaluates samples `range` of the validation set.
@@ -154,6 +213,8 @@ impl Trainer<'_> {
         range: Range<u64>,
     ) -> Result<Next, TrainError> {
         let member = self.member(generation, "validate")?;
+        // The coordinator may have been away when the epoch came to its end.
+        self.report(member.reporter);
         let (config, inputs) = (&self.setup.config, &self.inputs);
         let mut loader = EvalLoader::start(EvalPlan {
             split: Arc::clone(&inputs.val),
@@ -170,6 +231,10 @@ impl Trainer<'_> {
         loop {
             match self.heed_waiting()? {
                 Next::Continue => {}
+                Next::Order(order) => {
+                    self.formation = Some(member);
+                    return Ok(Next::Order(order));
+                }
                 next => return Ok(next),
             }
             let Some(batch) = loader.next() else { break };
@@ -194,6 +259,21 @@ impl Trainer<'_> {
             match self.heed(order)? {
                 Next::Continue => {}
                 next => return Ok(next),
+            }
+        }
+        Ok(Next::Continue)
+    }
+    /// As [`Self::heed_waiting`] within the epoch that is trained: to end with a step is what the next step does, and
+    /// to train is what is being done.
+    fn heed_while_training(&mut self, generation: Generation) -> Result<Next, TrainError> {
+        while let Some(order) = self.session.waiting_order()? {
+            match order {
+                ToWorker::Drain { .. } => continue,
+                ToWorker::Train { generation: again, .. } if again == generation => continue,
+                order => match self.heed(order)? {
+                    Next::Continue => {}
+                    next => return Ok(next),
+                },
             }
         }
         Ok(Next::Continue)

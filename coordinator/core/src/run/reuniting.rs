@@ -1,0 +1,99 @@
+//! A coordinator that was away: its workers trained on, and come back one by one. The cheapest way to go on is to
+//! change nothing: where all ranks of the generation are back and their ring stands, it is taken up as it is.
+
+use std::collections::BTreeSet;
+
+use super::{Phase, Run};
+use crate::{Observation, Position, Standing, ToWorker, WorkerId};
+
+impl Run {
+    /// A worker that has been here before has taken a seat.
+    pub(super) fn is_back(&mut self, worker: WorkerId, standing: &Standing) {
+        let Phase::Reuniting { world, .. } = self.phase else {
+            if standing.in_ring {
+                // What it is in is over.
+                let (generation, reason) = (standing.generation, "the others have gone on without it".into());
+                self.send(worker, ToWorker::Dissolve { generation, reason });
+            }
+            return;
+        };
+        if standing.generation != self.generation || standing.world != world {
+            return;
+        }
+        if let Some(member) = self.members.get_mut(worker) {
+            member.in_line = standing.held.is_some();
+        }
+        if !standing.in_ring {
+            let who = self.describe(worker);
+            return self
+                .end_reunion(format!("the ring broke while the coordinator was away: {who} has left it"));
+        }
+        self.ring.insert(worker, standing.rank);
+        let ranks: BTreeSet<_> = self.ring.values().collect();
+        if ranks.len() as u32 == world {
+            self.take_up();
+        }
+    }
+
+    /// All are back and their ring stands: it is as if nothing had been.
+    fn take_up(&mut self) {
+        let generation = self.generation;
+        let held: Vec<_> =
+            self.ring.keys().filter_map(|id| Some((*id, self.members.get(*id)?.held?))).collect();
+        let Some(furthest) = held.iter().map(|(_, at)| *at).max() else {
+            return self.end_reunion("no rank holds a state".into());
+        };
+        self.decide(format!(
+            "going on as before: all {} workers of generation {generation} trained on, to {furthest}, while the \
+             coordinator was away",
+            held.len()
+        ));
+        self.formations.trained_at = Some(self.now);
+        self.epoch_began = self.now;
+        let Position { epoch, step } = furthest;
+        let end = self.steps_per_epoch();
+        if step >= end || self.settings.test_only {
+            self.observe(Observation::Started { position: furthest });
+            self.shown = Some(furthest);
+            return self.begin_at_the_end(epoch);
+        }
+        let at_end = Position { epoch, step: end };
+        let done = held.iter().filter(|(_, at)| *at == at_end).map(|(id, _)| *id).collect();
+        self.phase = Phase::Training { epoch, done };
+        self.assign_within_epoch(furthest);
+        for (worker, at) in held {
+            // Whoever trains already does not heed it; whoever missed the order gets it now.
+            let first_step = if at.epoch == epoch { at.step } else { 0 };
+            self.send(worker, ToWorker::Train { generation, epoch, first_step });
+        }
+    }
+
+    /// The generation cannot be taken up as it is: those that are back leave their ring, and another is formed.
+    pub(super) fn end_reunion(&mut self, reason: String) {
+        self.decide(reason.clone());
+        self.dissolve(reason);
+        self.try_form();
+    }
+
+    pub(super) fn waited_for_reunion(&mut self) {
+        let Phase::Reuniting { world, .. } = self.phase else { return };
+        let (back, seconds) = (self.ring.len(), self.settings.reunite_for.as_secs_f64());
+        self.end_reunion(match back {
+            0 => format!(
+                "no worker of generation {} has come back within {seconds:.0} s (cluster.reunite_for)",
+                self.generation
+            ),
+            _ => format!(
+                "{back} of the {world} workers of generation {} have come back within {seconds:.0} s \
+                 (cluster.reunite_for)",
+                self.generation
+            ),
+        });
+    }
+
+    /// Nobody is left who could come back: every seat is taken by a worker that begins anew.
+    pub(super) fn reunion_is_hopeless(&self) -> bool {
+        let anew = self.members.iter().filter(|(_, m)| m.is_ready() && m.hello.standing.is_none()).count();
+        matches!(self.phase, Phase::Reuniting { .. }) && anew as u32 >= self.settings.workers
+    }
+}

@@ -1,0 +1,424 @@
+//! What runs on the session's thread: one stream after the other, for as long as the worker lives.
+//!
+//! A stream that breaks is opened anew, for up to `cluster.wait_for_coordinator`, while the training thread trains on;
+//! the Hello of the new one says where it stands. A signal to leave is passed on to the coordinator, which lets the
+//! worker go once nothing is lost without it; `cluster.drain_deadline` later it goes in any case.
+
+use std::sync::mpsc as std_mpsc;
+use std::time::{Duration, Instant};
+
+use relabel_config::Config;
+use relabel_core::{Dataset, FromWorker, Generation, Hello, Standing, ToWorker};
+use relabel_proto::v1::session_client::SessionClient;
+use relabel_proto::{MAX_MESSAGE, Told, Welcome, v1};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+use tonic::{Code, Status, Streaming};
+
+use super::{Fence, OUTBOX, SessionError, Shared, connect, refusal, root_cause};
+
+/// Pauses between attempts to find a coordinator that was there: from the first, doubling, to the second.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// The same after the coordinator has put this worker out: it may be that nothing has changed since.
+const PAUSES_OUTSIDE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
+/// How long one attempt may take.
+const ATTEMPT: Duration = Duration::from_secs(5);
+
+pub(super) struct Link {
+    pub url: String,
+    pub endpoint: Endpoint,
+    pub hello: Hello,
+    pub reports: mpsc::Receiver<FromWorker>,
+    pub orders: std_mpsc::Sender<Result<ToWorker, SessionError>>,
+    pub fence: Fence,
+    pub shared: Shared,
+}
+
+/// An open stream.
+struct Stream {
+    inbound: Streaming<v1::CoordinatorMessage>,
+    wire: mpsc::Sender<v1::WorkerMessage>,
+}
+
+/// Why a stream is no more.
+enum Broken {
+    ForGood(SessionError),
+    /// Another may be opened; `outside` where the coordinator has put this worker out.
+    Away {
+        reason: String,
+        outside: bool,
+    },
+}
+
+/// What of the run's options concerns the session.
+struct Terms {
+    run_id: String,
+    heartbeat: Duration,
+    away: Duration,
+    drain: Duration,
+}
+
+/// What is told on every new stream.
+#[derive(Default)]
+struct Kept {
+    dataset: Option<Dataset>,
+    /// Reports that must not be lost, in their order.
+    reports: Vec<FromWorker>,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Link {
+    pub fn run(mut self, patience: Duration, welcomed: &std_mpsc::Sender<Result<Welcome, SessionError>>) {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                let _ = welcomed.send(Err(SessionError::Thread(error)));
+                return;
+            }
+        };
+        runtime.block_on(async {
+            let begun = self.begin(patience).await;
+            let (welcome, stream, signals) = match begun {
+                Ok(begun) => begun,
+                Err(error) => {
+                    let _ = welcomed.send(Err(error));
+                    return;
+                }
+            };
+            let terms = Terms::of(&welcome);
+            let _ = welcomed.send(Ok(welcome));
+            let error = self.keep(stream, signals, &terms).await;
+            self.fence.end(Generation(u64::MAX), "the coordinator is gone");
+            // The training thread may have ended already.
+            let _ = self.orders.send(Err(error));
+        });
+    }
+
+    /// The first stream; and from then on signals are this worker's to heed.
+    async fn begin(&mut self, patience: Duration) -> Result<(Welcome, Stream, Signals), SessionError> {
+        let channel = connect(&self.endpoint, &self.url, patience).await?;
+        let (welcome, stream) = open(channel, self.hello.clone()).await?.map_err(refusal)?;
+        let signals = Signals::listen().map_err(SessionError::Thread)?;
+        self.hello.rank = Some(welcome.rank);
+        self.shared.opened();
+        Ok((welcome, stream, signals))
+    }
+
+    /// Keeps a stream open until that is not possible any more; says why.
+    async fn keep(&mut self, mut stream: Stream, mut signals: Signals, terms: &Terms) -> SessionError {
+        let mut kept = Kept::default();
+        let mut put_out = 0;
+        loop {
+            let (reason, outside) = match self.relay(&mut stream, &mut signals, &mut kept, terms).await {
+                Broken::ForGood(error) => return error,
+                Broken::Away { reason, outside } => (reason, outside),
+            };
+            self.shared.broken();
+            drop(stream);
+            put_out = if outside { put_out + 1 } else { 0 };
+            let pauses = if outside { PAUSES_OUTSIDE } else { PAUSES };
+            let first = pauses.0.saturating_mul(1 << u32::min(put_out, 8)).min(pauses.1);
+            match outside {
+                true => tracing::warn!(
+                    "the coordinator has put this worker out ({reason}); coming back in {first:.1?}"
+                ),
+                false => tracing::warn!("the coordinator is away ({reason}): going on, and looking for it"),
+            }
+            stream = match self.reopen((first, pauses.1), &mut signals, &mut kept, terms).await {
+                Ok(stream) => stream,
+                Err(error) => return error,
+            };
+            tracing::info!("in touch with the coordinator again");
+        }
+    }
+
+    /// Passes orders, reports and heartbeats on until the stream ends; says why it did.
+    async fn relay(
+        &mut self,
+        stream: &mut Stream,
+        signals: &mut Signals,
+        kept: &mut Kept,
+        terms: &Terms,
+    ) -> Broken {
+        let mut beat = tokio::time::interval(terms.heartbeat);
+        loop {
+            let message = tokio::select! {
+                message = stream.inbound.message() => message,
+                report = self.reports.recv() => {
+                    let Some(report) = report else {
+                        return Broken::ForGood(SessionError::Lost("the worker has ended".into()));
+                    };
+                    if let FromWorker::Indexed(dataset) = &report {
+                        kept.dataset = Some(dataset.clone());
+                    }
+                    if let Err(unsent) = stream.wire.try_send(report.clone().into()) {
+                        kept.take(report);
+                        return Broken::away(match unsent {
+                            mpsc::error::TrySendError::Full(_) => "it takes no reports",
+                            mpsc::error::TrySendError::Closed(_) => "the stream broke",
+                        });
+                    }
+                    continue;
+                }
+                _ = beat.tick() => {
+                    // A full wire holds reports, which are as good as a heartbeat.
+                    let _ = stream.wire.try_send(FromWorker::Heartbeat.into());
+                    continue;
+                }
+                signal = signals.next() => {
+                    self.told_to_leave(signal, terms);
+                    let reason = signal_name(signal).into();
+                    let _ = stream.wire.try_send(FromWorker::Leaving { reason }.into());
+                    continue;
+                }
+            };
+            let order = match message {
+                Ok(Some(message)) => relabel_proto::to_worker(message),
+                Ok(None) => return Broken::away("it closed the stream"),
+                Err(status) => return Broken::by(&status),
+            };
+            let order = match order {
+                Ok(Told::Order(order)) => order,
+                Ok(Told::Welcome(_)) => {
+                    return Broken::ForGood(relabel_proto::Invalid::Unexpected("a second welcome").into());
+                }
+                Err(invalid) => return Broken::ForGood(invalid.into()),
+            };
+            match &order {
+                ToWorker::Dissolve { generation, reason } => self.fence.end(*generation, reason),
+                ToWorker::Drain { generation, .. } => self.fence.drain(*generation),
+                ToWorker::Finish { .. } => self.fence.end(Generation(u64::MAX), "the run is over"),
+                // It reads the names of its images, and no orders.
+                ToWorker::Release { reason } if !self.shared.is_followed() => self.exit(reason),
+                _ => {}
+            }
+            if self.orders.send(Ok(order)).is_err() {
+                return Broken::ForGood(SessionError::Lost("the worker has ended".into()));
+            }
+        }
+    }
+
+    /// Looks for the coordinator until it is there again.
+    async fn reopen(
+        &mut self,
+        (first, longest): (Duration, Duration),
+        signals: &mut Signals,
+        kept: &mut Kept,
+        terms: &Terms,
+    ) -> Result<Stream, SessionError> {
+        let began = Instant::now();
+        let mut pause = first;
+        loop {
+            let hello = Hello { standing: self.standing(terms), ..self.hello.clone() };
+            let endpoint = self.endpoint.clone();
+            let attempt = async move {
+                tokio::time::sleep(pause).await;
+                match tokio::time::timeout(ATTEMPT, attempt(&endpoint, hello)).await {
+                    Ok(opened) => opened,
+                    Err(_) => Err(Broken::away("no answer")),
+                }
+            };
+            tokio::pin!(attempt);
+            let opened = loop {
+                if self.shared.leaving().is_some() && !self.shared.place().is_some_and(|place| place.in_ring)
+                {
+                    self.exit("the coordinator is away");
+                }
+                tokio::select! {
+                    opened = &mut attempt => break opened,
+                    report = self.reports.recv() => match report {
+                        Some(report) => kept.take(report),
+                        None => return Err(SessionError::Lost("the worker has ended".into())),
+                    },
+                    signal = signals.next() => self.told_to_leave(signal, terms),
+                }
+            };
+            let reason = match opened {
+                Ok((welcome, stream)) if welcome.run_id == terms.run_id => {
+                    self.hello.rank = Some(welcome.rank);
+                    self.catch_up(&stream, kept);
+                    self.shared.opened();
+                    return Ok(stream);
+                }
+                Ok((welcome, _)) => {
+                    return Err(SessionError::Refused(format!(
+                        "it owns run {} by now, and this worker is of run {}",
+                        welcome.run_id, terms.run_id
+                    )));
+                }
+                Err(Broken::ForGood(error)) => return Err(error),
+                Err(Broken::Away { reason, .. }) => reason,
+            };
+            if began.elapsed() > terms.away {
+                return Err(SessionError::Away { waited: terms.away, reason });
+            }
+            pause = (pause * 2).clamp(PAUSES.0, longest);
+        }
+    }
+
+    /// Tells a coordinator that was away what it has missed.
+    fn catch_up(&self, stream: &Stream, kept: &mut Kept) {
+        let indexed = kept.dataset.clone().map(FromWorker::Indexed);
+        let leaving =
+            self.shared.leaving().map(|signal| FromWorker::Leaving { reason: signal_name(signal).into() });
+        for report in indexed.into_iter().chain(kept.reports.drain(..)).chain(leaving) {
+            // The wire is empty, and holds many more than these.
+            let _ = stream.wire.try_send(report.into());
+        }
+    }
+
+    fn standing(&self, terms: &Terms) -> Option<Standing> {
+        let place = self.shared.place()?;
+        Some(Standing {
+            run_id: terms.run_id.clone(),
+            generation: place.generation,
+            rank: place.rank,
+            world: place.world,
+            in_ring: place.in_ring,
+            held: place.held,
+        })
+    }
+
+    /// The first signal has the worker leave in good order, the second at once.
+    fn told_to_leave(&self, signal: u8, terms: &Terms) {
+        if self.shared.leaving().is_some() {
+            self.exit("told so twice");
+        }
+        self.shared.leave(signal);
+        let deadline = terms.drain;
+        tracing::info!(
+            "told to leave ({}): at the next step, within {} s (cluster.drain_deadline)",
+            signal_name(signal),
+            deadline.as_secs_f64()
+        );
+        tokio::spawn(async move {
+            tokio::time::sleep(deadline).await;
+            tracing::warn!("leaving without having been let go within {} s", deadline.as_secs_f64());
+            std::process::exit(exit_code(signal));
+        });
+    }
+
+    /// Ends the process where the training thread cannot be asked to.
+    fn exit(&self, reason: &str) -> ! {
+        tracing::info!("leaving: {reason}");
+        std::process::exit(exit_code(self.shared.leaving().unwrap_or(SIGTERM)))
+    }
+}
+
+const SIGINT: u8 = 2;
+const SIGTERM: u8 = 15;
+
+/// The exit code of a process that left because of a signal, as a shell has it.
+fn exit_code(signal: u8) -> i32 {
+    128 + i32::from(signal)
+}
+
+fn signal_name(signal: u8) -> &'static str {
+    match signal {
+        SIGINT => "SIGINT",
+        _ => "SIGTERM",
+    }
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The number of the next signal to leave.
+    async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.terminate.recv() => SIGTERM,
+            _ = self.interrupt.recv() => SIGINT,
+        }
+    }
+}
+
+impl Kept {
+    /// Keeps a report for the next stream, if the coordinator could not know otherwise.
+    fn take(&mut self, report: FromWorker) {
+        match report {
+            FromWorker::Indexed(dataset) => self.dataset = Some(dataset),
+            FromWorker::CheckpointWritten { .. } | FromWorker::Fault { .. } => self.reports.push(report),
+            _ => {}
+        }
+    }
+}
+
+impl Broken {
+    fn away(reason: &str) -> Self {
+        Self::Away { reason: reason.to_owned(), outside: false }
+    }
+
+    /// What the status means that a stream ended with, or could not be opened with.
+    fn by(status: &Status) -> Self {
+        let reason = status.message().to_owned();
+        match status.code() {
+            // The coordinator's own word for those that may come back.
+            Code::Aborted => Self::Away { reason, outside: true },
+            Code::Unavailable
+            | Code::Unknown
+            | Code::Cancelled
+            | Code::Internal
+            | Code::DeadlineExceeded
+            | Code::AlreadyExists
+            | Code::ResourceExhausted => Self::Away { reason, outside: false },
+            _ => Self::ForGood(SessionError::Refused(reason)),
+        }
+    }
+}
+
+impl Terms {
+    /// A configuration that cannot be read is the training thread's to report.
+    fn of(welcome: &Welcome) -> Self {
+        let config: Config = serde_json::from_str(&welcome.config).unwrap_or_default();
+        let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(1));
+        Self {
+            run_id: welcome.run_id.clone(),
+            heartbeat: seconds(config.cluster.heartbeat),
+            away: seconds(config.cluster.wait_for_coordinator),
+            drain: seconds(config.cluster.drain_deadline),
+        }
+    }
+}
+
+async fn attempt(endpoint: &Endpoint, hello: Hello) -> Result<(Welcome, Stream), Broken> {
+    let channel = endpoint.connect().await.map_err(|error| Broken::away(&root_cause(&error)))?;
+    match open(channel, hello).await {
+        Ok(Ok(opened)) => Ok(opened),
+        Ok(Err(status)) => Err(Broken::by(&status)),
+        Err(error @ SessionError::Nonsense(_)) => Err(Broken::ForGood(error)),
+        Err(error) => Err(Broken::away(&error.to_string())),
+    }
+}
+
+/// Opens a stream and is welcomed, or refused with a status.
+async fn open(
+    channel: tonic::transport::Channel,
+    hello: Hello,
+) -> Result<Result<(Welcome, Stream), Status>, SessionError> {
+    let mut client = SessionClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let (wire, outgoing) = mpsc::channel(OUTBOX);
+    // The channel is empty: this cannot fail, and the Hello is the first message.
+    let _ = wire.try_send(hello.into());
+    let mut inbound = match client.join(ReceiverStream::new(outgoing)).await {
+        Ok(response) => response.into_inner(),
+        Err(status) => return Ok(Err(status)),
+    };
+    let first = match inbound.message().await {
+        Ok(first) => first.ok_or_else(|| SessionError::Lost("it ended the stream at once".into()))?,
+        Err(status) => return Ok(Err(status)),
+    };
+    match relabel_proto::to_worker(first)? {
+        Told::Welcome(welcome) => Ok(Ok((welcome, Stream { inbound, wire }))),
+        Told::Order(_) => Err(relabel_proto::Invalid::Unexpected("an order before the welcome").into()),
+    }
+}
