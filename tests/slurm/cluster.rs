@@ -188,42 +188,42 @@ fn processes() -> impl Iterator<Item = Pid> {
     entries.filter_map(|entry| Some(Pid::from_raw(entry.ok()?.file_name().to_str()?.parse().ok()?)))
 }
 
-/// A node of the cluster.
-pub struct Node(pub &'static str);
+/// A node of the cluster that is off. Dropping this starts it again.
+pub struct Node(&'static str);
 
 impl Node {
     /// What a power cut does: everything on it is gone, and its link is dead.
-    pub fn power_off(&self) {
+    pub fn power_off(name: &'static str) -> Self {
         let folder = std::env::var("CLUSTER").unwrap();
-        let daemon = std::fs::read_to_string(format!("{folder}/slurmd.{}.pid", self.0)).unwrap();
+        let daemon = std::fs::read_to_string(format!("{folder}/slurmd.{name}.pid")).unwrap();
         let network = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
-        let here = network(daemon.trim());
-        assert!(here.is_some() && here != network("self"));
-        for pid in processes().filter(|pid| network(&pid.to_string()) == here) {
+        let there = network(daemon.trim());
+        assert!(there.is_some() && there != network("self"));
+        for pid in processes().filter(|pid| network(&pid.to_string()) == there) {
             // It may have died with another.
             let _ = kill(pid, Signal::SIGKILL);
         }
-        wait("end of the node's link", || (!self.has_link()).then_some(()), String::new);
+        let link = Path::new("/sys/class/net").join(format!("link-{name}"));
+        wait("end of the node's link", || (!link.exists()).then_some(()), String::new);
+        Self(name)
     }
 
-    fn has_link(&self) -> bool {
-        Path::new("/sys/class/net").join(format!("link-{}", self.0)).exists()
-    }
-
-    /// Tells SLURM what it would find out by itself, sooner.
+    /// Tells SLURM what it would find out by itself, later.
     pub fn set_state(&self, state: &str) {
         scontrol(&["update", &format!("NodeName={}", self.0), &format!("State={state}"), "Reason=test"]);
     }
+}
 
-    /// Starts it again, and waits until it can be used.
-    pub fn power_on(&self) {
+impl Drop for Node {
+    /// Waits until the node can be used.
+    fn drop(&mut self) {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("slurm/cluster.sh");
-        command(script.to_str().unwrap(), &["--node", self.0]);
+        let started = Command::new(script).args(["--node", self.0]).status();
+        if std::thread::panicking() || !started.unwrap().success() {
+            return;
+        }
         let state = || command("sinfo", &["--noheader", "--nodes", self.0, "--format=%T"]);
-        let usable = || match state().trim() {
-            "idle" | "allocated" | "mixed" => Some(()),
-            _ => None,
-        };
+        let usable = || ["idle", "allocated", "mixed"].contains(&state().trim()).then_some(());
         wait("node", usable, state);
     }
 }

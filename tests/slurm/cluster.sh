@@ -76,12 +76,14 @@ CONF
 
 # Starts the daemon of a node behind a link of its own: eth0 there, link-NAME here.
 node() { # name
-    local address
+    local address pid
     address=$(awk -v name="$1" '$2 == name { print $1 }' "$CLUSTER/hosts")
     unshare --net --uts sh -c "hostname $1; while ! ip link show eth0 >/dev/null 2>&1; do sleep 0.05; done
         ip link set lo up; ip addr add $address/24 dev eth0; ip link set eth0 up
         exec slurmd -D -N $1 -f $SLURM_CONF" >"$CLUSTER/log/$1.out" 2>&1 &
-    local pid=$!
+    pid=$!
+    # Its end is no news: a test may have switched it off.
+    disown
     while [ "$(readlink /proc/$pid/ns/net)" = "$(readlink /proc/self/ns/net)" ]; do sleep 0.02; done
     ip link add "link-$1" type veth peer name eth0 netns "$pid"
     ip link set "link-$1" master switch up
