@@ -86,6 +86,17 @@ impl Scratch {
         options.map(|(key, value)| format!("--{key}={value}")).into()
     }
 
+    /// The same for `most` workers started by hand, of which `least` go on, listening on `port` (0 for a free one).
+    /// Its times are short, so that tests are.
+    pub fn elastic(&self, run_dir: &str, most: u32, least: u32, port: u16) -> Command {
+        let mut command = self.coordinator(run_dir);
+        command.args(["--workers", &most.to_string(), "--min-workers", &least.to_string()]);
+        command.args(["--listen", &format!("127.0.0.1:{port}")]);
+        command.args(["--cluster.admit_after", "0.2", "--cluster.gather_for", "30"]);
+        command.args(["--optim.bn.frozen", "true", "--optim.lr.init", "0.0005"]);
+        command
+    }
+
     /// The same with `workers` local workers.
     pub fn local(&self, run_dir: &str, workers: u32) -> Command {
         let mut command = self.coordinator(run_dir);
@@ -225,6 +236,17 @@ pub fn metrics(run_dir: &Path, kind: &str) -> Vec<Value> {
     // A line that is being written may be torn.
     let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     lines.filter(|line| line["kind"] == kind).collect()
+}
+
+/// Waits until a run has recorded at least `steps` steps.
+pub fn wait_for_steps(run_dir: &Path, steps: usize) {
+    for _ in 0..10_000 {
+        if metrics(run_dir, "step").len() >= steps {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("{} never came to {steps} steps", run_dir.display());
 }
 
 /// The loss of every step, by epoch and step.

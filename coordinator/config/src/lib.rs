@@ -261,7 +261,7 @@ pub struct Cluster {
     pub gather_for: f64,
     /// Least seconds of training before newcomers are let in.
     pub admit_after: f64,
-    /// Seconds in which the ranks have to find each other, and after which a peer that does not answer is lost.
+    /// Seconds without an answer after which a peer in the ring is lost; the ranks find each other in 2.5 times that.
     pub ring_timeout: f64,
     /// Seconds that a restarted coordinator waits for the workers that trained on.
     pub reunite_for: f64,
@@ -410,7 +410,7 @@ impl Default for Cluster {
             wait_for_workers: 300.0,
             gather_for: 30.0,
             admit_after: 5.0,
-            ring_timeout: 10.0,
+            ring_timeout: 4.0,
             reunite_for: 10.0,
             wait_for_coordinator: 600.0,
             drain_deadline: 20.0,

@@ -286,7 +286,7 @@ static SCHEMA: &[Setting] = settings! {
     "optim.label_smoothing", RATE, |c| Value::Real(c.optim.label_smoothing),
         "Part of each target that is spread over all classes";
     "optim.non_finite", Kind::Choice(&["stop", "skip"]), |c| text(match c.optim.non_finite { NonFinite::Stop => "stop", NonFinite::Skip => "skip" }),
-        "What a loss that is no number does: stop the run with the state before it saved, or leave the step's update out";
+        "A loss that is no number: stop with the state before it saved, or skip the update";
     "optim.non_finite_steps", count(1), |c| Value::Whole(c.optim.non_finite_steps.into()),
         "With skip, updates in a row that may be left out before the run stops";
     "optim.ema.decay", RATE, |c| Value::Real(c.optim.ema.decay),
@@ -299,7 +299,7 @@ static SCHEMA: &[Setting] = settings! {
     "compute.opt_level", Kind::Choice(&["O0", "O1", "O2", "O3"]), |c| text(&c.compute.opt_level),
         "The reference's apex level; accepted, but training is in float32 so far";
     "compute.micro_batch", count(0), |c| Value::Whole(c.compute.micro_batch.into()),
-        "Images that a worker takes through the network at once, gradients adding up: less memory; 0 for all of its slice";
+        "Images a worker takes through the network at once, which saves memory; 0 for all of its slice";
     "compute.num_workers", count(1), |c| Value::Whole(c.compute.num_workers.into()),
         "Loader threads of one worker at most; never more than its share of the cores";
 
@@ -323,19 +323,19 @@ static SCHEMA: &[Setting] = settings! {
     "cluster.admit_after", at_least(0.0), |c| Value::Real(c.cluster.admit_after),
         "Least seconds of training before newcomers are let in";
     "cluster.ring_timeout", above(0.0), |c| Value::Real(c.cluster.ring_timeout),
-        "Seconds in which the ranks have to find each other, and after which a peer that does not answer is lost";
+        "Seconds without an answer after which a peer in the ring is lost";
     "cluster.reunite_for", above(0.0), |c| Value::Real(c.cluster.reunite_for),
         "Seconds that a restarted coordinator waits for the workers that trained on";
     "cluster.wait_for_coordinator", at_least(0.0), |c| Value::Real(c.cluster.wait_for_coordinator),
         "Seconds that a worker looks for its coordinator before it gives up";
     "cluster.drain_deadline", above(0.0), |c| Value::Real(c.cluster.drain_deadline),
-        "Seconds in which a worker that is told to leave has to be gone, its state safe or not";
+        "Seconds in which a worker that is told to leave is gone, its state safe or not";
     "cluster.stop_deadline", above(0.0), |c| Value::Real(c.cluster.stop_deadline),
         "Seconds in which a run that is stopped has to have saved, before it ends without";
     "cluster.spares", Kind::Whole { min: 0, max: 65_535, optional: false }, |c| Value::Whole(c.cluster.spares.into()),
         "Workers beyond --workers that may join, to stand by";
     "cluster.stragglers", Kind::Choice(&["report", "drop", "replace"]), |c| text(match c.cluster.stragglers { Stragglers::Report => "report", Stragglers::Drop => "drop", Stragglers::Replace => "replace" }),
-        "A rank that holds the others up is named; it may be dropped too, or replaced by one that stands by";
+        "What is done about a rank that holds the others up, beside naming it";
     "cluster.straggler_factor", Kind::Real { min: 1.0, max: f64::INFINITY, above: true, below: false }, |c| Value::Real(c.cluster.straggler_factor),
         "How many times the median rank's own time of a step makes a rank slow";
 

@@ -149,6 +149,7 @@ impl Link {
         terms: &Terms,
     ) -> Broken {
         let mut beat = tokio::time::interval(terms.heartbeat);
+        let mut over = false;
         loop {
             let message = tokio::select! {
                 message = stream.inbound.message() => message,
@@ -182,6 +183,9 @@ impl Link {
             };
             let order = match message {
                 Ok(Some(message)) => relabel_proto::to_worker(message),
+                Ok(None) | Err(_) if over => {
+                    return Broken::ForGood(SessionError::Lost("the run is over".into()));
+                }
                 Ok(None) => return Broken::away("it closed the stream"),
                 Err(status) => return Broken::by(&status),
             };
@@ -192,6 +196,7 @@ impl Link {
                 }
                 Err(invalid) => return Broken::ForGood(invalid.into()),
             };
+            over = matches!(order, ToWorker::Finish { .. } | ToWorker::Release { .. });
             match &order {
                 ToWorker::Dissolve { generation, reason } => self.fence.end(*generation, reason),
                 ToWorker::Drain { generation, .. } => self.fence.drain(*generation),
