@@ -8,6 +8,7 @@ use relabel_config::LabelOptions;
 use relabel_proto::DEFAULT_PORT;
 
 use crate::config::{ConfigFile, help};
+use crate::submit::k8s::K8sArgs;
 use crate::submit::slurm::SlurmArgs;
 
 /// Own a training run: hand out epochs, shards and duties to workers.
@@ -43,6 +44,7 @@ pub enum Command {
 #[derive(Subcommand)]
 pub enum SubmitCommand {
     Slurm(Box<SlurmArgs>),
+    K8s(Box<K8sArgs>),
 }
 
 /// A run

@@ -141,28 +141,34 @@ impl Job {
         let word = |flag: &'static str, value: &str| {
             let odd = |c: char| !(c.is_ascii_alphanumeric() || "-_.,:/%@+=".contains(c));
             match value.is_empty() || value.contains(odd) {
-                true => {
-                    Err(flag_error(flag, value, "it may hold letters, digits and any of -_.,:/%@+= only"))
-                }
+                true => Err(SubmitError::flag(
+                    flag,
+                    value,
+                    "it may hold letters, digits and any of -_.,:/%@+= only",
+                )),
                 false => Ok(value.to_owned()),
             }
         };
         let per_node = args.workers_per_node.unwrap_or(args.gpus_per_node.max(1));
         let limit = seconds(&args.time).ok_or_else(|| {
-            flag_error("--time", &args.time, "SLURM takes 90 (minutes), 1:30:00 or 2-12:00:00")
+            SubmitError::flag("--time", &args.time, "SLURM takes 90 (minutes), 1:30:00 or 2-12:00:00")
         })?;
         if limit.is_some_and(|limit| u64::from(args.save_before) >= limit) {
             let reason = "the job has no more time than that: see --time";
-            return Err(flag_error("--save-before", &args.save_before.to_string(), reason));
+            return Err(SubmitError::flag("--save-before", &args.save_before.to_string(), reason));
         }
         if args.device == Device::Gpu && args.gpus_per_node == 0 {
-            return Err(flag_error("--device", "gpu", "the job asks for no GPUs: see --gpus-per-node"));
+            return Err(SubmitError::flag(
+                "--device",
+                "gpu",
+                "the job asks for no GPUs: see --gpus-per-node",
+            ));
         }
         let workers = u64::from(args.nodes) * u64::from(per_node);
         let spared = u64::from(args.nodes.saturating_sub(1)) * u64::from(per_node);
         let min_workers = args.min_workers.map_or(spared.max(1), u64::from);
         if min_workers > workers {
-            return Err(flag_error(
+            return Err(SubmitError::flag(
                 "--min-workers",
                 &min_workers.to_string(),
                 "the job has fewer workers than that",
@@ -175,7 +181,7 @@ impl Job {
         let folder = folder.filter(|folder| !folder.is_empty()).unwrap_or_else(|| ".".into());
         if folder.contains('%') {
             let reason = "only its last part may hold %j and %a: its folder has to be there before the job";
-            return Err(flag_error("--run-dir", &run_dir, reason));
+            return Err(SubmitError::flag("--run-dir", &run_dir, reason));
         }
         let mut directives = vec![
             format!("--job-name={}", word("--name", &name)?),
@@ -204,7 +210,11 @@ impl Job {
         directives.push("--no-kill".into());
         for option in &args.extra {
             if !option.starts_with('-') || option.contains(['\n', '\r']) {
-                return Err(flag_error("--sbatch", option, "it should look like --sbatch=--exclusive"));
+                return Err(SubmitError::flag(
+                    "--sbatch",
+                    option,
+                    "it should look like --sbatch=--exclusive",
+                ));
             }
             directives.push(option.clone());
         }
@@ -266,10 +276,6 @@ impl Job {
     pub(crate) fn run_dir(&self, id: &str) -> String {
         self.run_dir.replace("%x", &self.name).replace("%j", id)
     }
-}
-
-fn flag_error(flag: &'static str, value: &str, reason: &'static str) -> SubmitError {
-    SubmitError::Flag { flag, value: value.to_owned(), reason }
 }
 
 /// A time limit in seconds as SLURM reads it: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S; none is no limit. None where it
