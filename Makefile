@@ -8,7 +8,7 @@ CARGOFLAGS ?=
 PARITY_QUICK ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint parity demo experiment clean
+.PHONY: help setup build test lint parity recovery demo experiment clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ lint: setup ## Check formatting, clippy and the documentation
 
 parity: setup ## Compare with PyTorch, torchvision, timm and adamp, installed into .parity/ (or PARITY_PYTHON=...)
 	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" PARITY_QUICK="$(PARITY_QUICK)" tests/parity/run.sh
+
+recovery: build ## Measure what the loss of a worker costs, beside torchrun, with the packages of parity
+	$${PARITY_PYTHON:-.parity/bin/python} tests/recovery/recovery.py
 
 demo: build ## Make a small data set and train on it with two local workers
 	target/release/worker synth demo/data

@@ -4,6 +4,8 @@
 //! build them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod net;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -86,12 +88,12 @@ impl Scratch {
         options.map(|(key, value)| format!("--{key}={value}")).into()
     }
 
-    /// The same for `most` workers started by hand, of which `least` go on, listening on `port` (0 for a free one).
-    /// Its times are short, so that tests are.
-    pub fn elastic(&self, run_dir: &str, most: u32, least: u32, port: u16) -> Command {
+    /// The same for `most` workers started by hand, of which `least` go on, listening at `address` (port 0 for a free
+    /// one). Its times are short, so that tests are.
+    pub fn elastic(&self, run_dir: &str, most: u32, least: u32, address: &str) -> Command {
         let mut command = self.coordinator(run_dir);
         command.args(["--workers", &most.to_string(), "--min-workers", &least.to_string()]);
-        command.args(["--listen", &format!("127.0.0.1:{port}")]);
+        command.args(["--listen", address]);
         command.args(["--cluster.admit_after", "0.2", "--cluster.gather_for", "30"]);
         command.args(["--optim.bn.frozen", "true", "--optim.lr.init", "0.0005"]);
         command
@@ -106,8 +108,13 @@ impl Scratch {
 
     /// A worker that talks to the coordinator on `port` of this host.
     pub fn worker(&self, port: u16) -> Command {
+        self.worker_at(&format!("http://127.0.0.1:{port}"))
+    }
+
+    /// A worker that talks to the coordinator at `url`.
+    pub fn worker_at(&self, url: &str) -> Command {
         let mut command = Command::new(program("worker"));
-        command.arg("--coordinator").arg(format!("http://127.0.0.1:{port}"));
+        command.args(["--coordinator", url]);
         command.args(["--threads", "1"]).env("XDG_CACHE_HOME", self.path("cache")).stdin(Stdio::null());
         command
     }

@@ -14,13 +14,16 @@ use relabel_tests::{
 /// Steps of 16 images an epoch; two epochs are trained.
 const IMAGES: u32 = 800;
 
+/// A free port.
+const ANY: &str = "127.0.0.1:0";
+
 fn scratch() -> Scratch {
     Scratch::with_data(IMAGES, 8)
 }
 
 /// What the disturbed runs have to equal: one worker that nobody disturbs.
 fn undisturbed(scratch: &Scratch) -> (BTreeMap<(u64, u64), Vec<u64>>, BTreeMap<(u64, u64), f64>) {
-    let mut command = scratch.elastic("undisturbed", 1, 1, 0);
+    let mut command = scratch.elastic("undisturbed", 1, 1, ANY);
     command.args(["--local", "--threads", "1", "--optim.epochs", "2"]);
     let ended = run(command);
     assert!(ended.status.success(), "{}", ended.stderr);
@@ -38,7 +41,7 @@ fn assert_like_undisturbed(scratch: &Scratch, run_dir: &str) {
 
 /// Starts a coordinator for `most` workers, of which `least` go on.
 fn coordinator(scratch: &Scratch, most: u32, least: u32) -> (Running, u16) {
-    let mut command = scratch.elastic("run", most, least, 0);
+    let mut command = scratch.elastic("run", most, least, ANY);
     command.args(["--optim.epochs", "2"]);
     let mut coordinator = start(command);
     let port = coordinator.port();
@@ -109,7 +112,7 @@ fn a_killed_coordinator_takes_its_workers_up_as_they_are() {
         assert!(began.elapsed() < Duration::from_secs(60), "training has stopped with the coordinator");
         std::thread::sleep(Duration::from_millis(20));
     }
-    let mut command = scratch.elastic("run", 2, 1, port);
+    let mut command = scratch.elastic("run", 2, 1, &format!("127.0.0.1:{port}"));
     command.args(["--optim.epochs", "2"]);
     let ended = run(command);
     assert!(ended.status.success(), "{}", ended.stderr);
@@ -125,7 +128,7 @@ fn a_killed_coordinator_takes_its_workers_up_as_they_are() {
 #[test]
 fn a_worker_that_stands_still_is_left_behind_and_comes_back() {
     let scratch = scratch();
-    let mut command = scratch.elastic("run", 3, 2, 0);
+    let mut command = scratch.elastic("run", 3, 2, ANY);
     command.args(["--optim.epochs", "2", "--cluster.dead_after", "1.5"]);
     let mut coordinator = start(command);
     let port = coordinator.port();

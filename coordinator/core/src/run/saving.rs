@@ -45,12 +45,13 @@ impl Run {
         }
     }
 
-    /// Orders the checkpoint that is due by the clock, while training.
+    /// Orders the checkpoint that is due by the clock, while training, if there is something new to write and nothing
+    /// is being written.
     pub(super) fn save_if_time(&mut self) {
         let every = self.settings.checkpoint_every;
         let due = every.is_some_and(|every| self.now.saturating_sub(self.saved_at) >= every);
-        if due && self.stopping.is_none() {
-            self.saved_at = self.now;
+        let new = self.shown > self.history.newest().map(|written| written.position);
+        if due && new && self.duties.is_empty() && self.stopping.is_none() {
             self.assign_checkpoint(Position::default(), false, None);
         }
     }
