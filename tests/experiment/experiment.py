@@ -9,6 +9,7 @@ step whose settings are the same, and goes on with runs that were interrupted; -
 """
 
 import argparse
+import contextlib
 import fcntl
 import os
 import shutil
@@ -21,7 +22,7 @@ import maps
 import report
 from steps import Clock, Failed, Step, together, write_json
 
-CLASSES = 10
+CLASSES = 6
 # Square pictures, evaluated whole: a central crop would cut off objects at the sides.
 DATA = ["--classes", str(CLASSES), "--size", "96x96"]
 SCHEDULE = {
@@ -59,20 +60,37 @@ METHODS = [
     ),
 ]
 SEEDS = [1, 2, 3]
+# For the annotator's second part: half of the batches paste a picture of one object into another, so that it
+# meets neighbours before it labels pictures of several.
+CROWDED = {
+    "options": {
+        "data.cutmix.prob": 0.5,
+        "data.cutmix.beta": 1.0,
+        "data.cutmix.off_epoch": 0,
+        "optim.warmup.epochs": 0,
+    }
+}
 
 SIZES = {
     "full": {
-        "single": {"train": 3000, "val": 300},
-        "annotator": {"image_size": 72, "rrc_minimum": 0.35, "epochs": 8, "batch_size": 32, "lr": 0.04},
-        "label_size": 104,
-        "several": {"train": 1200, "val": 200},
-        "student": {"image_size": 32, "rrc_minimum": 0.08, "epochs": 8, "batch_size": 32, "lr": 0.04},
+        "single": {"train": 6000, "val": 300},
+        # Small crops first, which are cheap, then large ones: its map of a large picture is finer.
+        "annotator": [
+            {"image_size": 64, "rrc_minimum": 0.2, "epochs": 3, "batch_size": 64, "lr": 0.08},
+            {"image_size": 112, "rrc_minimum": 0.2, "epochs": 1, "batch_size": 64, "lr": 0.03} | CROWDED,
+        ],
+        "label_size": 160,
+        "several": {"train": 1200, "val": 100},
+        "student": {"image_size": 32, "rrc_minimum": 0.08, "epochs": 14, "batch_size": 64, "lr": 0.08},
         "test": 1000,
     },
     # For working on the experiment itself: everything happens, and nothing is learned.
     "tiny": {
         "single": {"train": 60, "val": 20},
-        "annotator": {"image_size": 32, "rrc_minimum": 0.25, "epochs": 2, "batch_size": 20, "lr": 0.05},
+        "annotator": [
+            {"image_size": 32, "rrc_minimum": 0.25, "epochs": 1, "batch_size": 20, "lr": 0.05},
+            {"image_size": 40, "rrc_minimum": 0.25, "epochs": 1, "batch_size": 20, "lr": 0.02} | CROWDED,
+        ],
         "label_size": 64,
         "several": {"train": 60, "val": 20},
         "student": {"image_size": 32, "rrc_minimum": 0.08, "epochs": 2, "batch_size": 20, "lr": 0.05},
@@ -94,7 +112,9 @@ class Experiment:
     def stop(self, *_):
         """Ends on a signal, and with it what was started: runs save a checkpoint first."""
         for program in list(self.programs):
-            program.terminate()
+            # Popen's terminate would take the program's end from the wait in `call`.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(program.pid, signal.SIGTERM)
         raise KeyboardInterrupt
 
     def costs(self, students):
@@ -107,7 +127,8 @@ class Experiment:
 
         test = 2 * sizes["test"] * sizes["student"]["image_size"] ** 2 / 3
         return {
-            "annotator": training(sizes["annotator"], sizes["single"]),
+            "annotator-1": training(sizes["annotator"][0], sizes["single"]),
+            "annotator-2": training(sizes["annotator"][1], sizes["single"]),
             "label": sizes["several"]["train"] * sizes["label_size"] ** 2 / 3,
             "students": students * (training(sizes["student"], sizes["several"]) + test),
         }
@@ -117,17 +138,23 @@ class Experiment:
         single = self.data("single", seed=101, **self.sizes["single"], objects=1)
         several = self.data("several", seed=202, **self.sizes["several"], objects=4)
         test = self.data("test", seed=303, train=CLASSES, val=self.sizes["test"], objects=4)
-        annotator = self.annotator(single, test)
-        label_maps = self.label(annotator, several)
+        annotator = self.annotator(single)
+        label_maps = self.label(annotator[-1], several, test)
         students = self.students(label_maps, several, test)
+        before = [single, several, test, *annotator, label_maps]
         results = {
             "sizes": self.sizes,
             "machine": report.machine(),
-            "annotator": annotator.outcome,
+            "annotator": [step.outcome for step in annotator],
             "label_maps": label_maps.outcome,
             "methods": report.summarize(METHODS, SEEDS, [step.outcome for step in students]),
-            "seconds": sum(s.seconds for s in [single, several, test, annotator, label_maps])
-            + sum(s.seconds for s in students) / self.jobs,
+            "seconds": sum(s.seconds for s in before) + sum(s.seconds for s in students) / self.jobs,
+            "cpu_seconds": {
+                "pictures": sum(s.cpu for s in [single, several, test]),
+                "annotator": sum(s.cpu for s in annotator),
+                "label maps": label_maps.cpu,
+                "students": sum(s.cpu for s in students),
+            },
         }
         write_json(self.dir / "results.json", results)
         table = report.table(results)
@@ -142,7 +169,7 @@ class Experiment:
         arguments = ["--train", train, "--val", val, "--objects-max", objects, "--seed", seed]
 
         def make():
-            self.call(step.dir / "log", [self.worker, "synth", step.dir / "data", *DATA, *arguments])
+            self.call(step, [self.worker, "synth", step.dir / "data", *DATA, *arguments])
             return {"train": train, "val": val}
 
         self.clock.say(step.do(make), f"pictures: {name}")
@@ -152,7 +179,7 @@ class Experiment:
         """One run of the coordinator. Returns the path of its last weights and its last epoch's validation. `clock`
         is the kind of work that it is, and its share of that."""
         run = step.dir / "run"
-        options = SCHEDULE | options | {
+        options = SCHEDULE | part.get("options", {}) | options | {
             "model.arch": "resnet18",
             "model.num_classes": CLASSES,
             "data.data_path": data.dir / "data",
@@ -170,54 +197,60 @@ class Experiment:
             self.clock.skip(kind, share * len(report.epochs(run)) / part["epochs"])
         else:
             shutil.rmtree(run, ignore_errors=True)
-        self.call(step.dir / "log", start)
+        self.call(step, start)
         epochs = report.epochs(run)
         if len(epochs) != part["epochs"]:
             raise Failed(f"{run}: {len(epochs)} of {part['epochs']} epochs are in metrics.jsonl; start with --fresh")
         # Of the last epoch, as nothing is to be chosen by the validation: its name says how far it is.
         return max((run / "checkpoints").glob("resnet18-e*.safetensors")), epochs[-1]
 
-    def annotator(self, single, test):
-        part = self.sizes["annotator"]
-        step = Step(self.dir / "annotator", {"part": part, "data": single.settings, "size": self.sizes["label_size"]})
+    def annotator(self, single):
+        """Trains the annotator in parts, each from the weights of the one before. Returns their steps."""
+        steps = []
+        for number, part in enumerate(self.sizes["annotator"], 1):
+            name = f"annotator-{number}"
+            settings = {"part": part, "data": single.settings, "from": steps[-1].settings if steps else None}
+            step = Step(self.dir / name, settings)
+            options = {"compute.seed": number}
+            if steps:
+                options["model.pretrained"] = steps[-1].dir / "weights.safetensors"
 
-        def make():
-            options = {"compute.seed": 1}
-            weights, last = self.train(step, part, single, options, self.jobs, ("annotator", 1.0))
-            shutil.copyfile(weights, step.dir / "weights.safetensors")
-            # On pictures of several objects at the size that it labels at: does it name one that is there?
-            kept, size = step.dir / "weights.safetensors", self.sizes["label_size"]
-            scores = self.evaluate(step, kept, test, size, self.threads * self.jobs)
-            return {"epochs": report.epochs(step.dir / "run"), "single_top1": last["top1"], "test": scores}
+            def make(step=step, part=part, options=options, name=name):
+                weights, last = self.train(step, part, single, options, self.jobs, (name, 1.0))
+                shutil.copyfile(weights, step.dir / "weights.safetensors")
+                return {"epochs": report.epochs(step.dir / "run"), "single_top1": last["top1"]}
 
-        with self.clock.watch("annotator", lambda: [(step.dir / "run", part["epochs"])]):
-            cached = step.do(make)
-        shutil.rmtree(step.dir / "run", ignore_errors=True)
-        outcome = step.outcome
-        self.clock.done("annotator", 1.0, cached)
-        self.clock.say(
-            cached,
-            f"annotator: {outcome['single_top1']:.1f}% on new pictures of one object; "
-            f"names an object of {outcome['test']['several_any']:.1f}% of those of several",
-        )
-        return step
+            with self.clock.watch(name, lambda step=step, part=part: [(step.dir / "run", part["epochs"])]):
+                cached = step.do(make)
+            shutil.rmtree(step.dir / "run", ignore_errors=True)
+            self.clock.done(name, 1.0, cached)
+            self.clock.say(cached, f"{name}: {step.outcome['single_top1']:.1f}% on new pictures of one object")
+            steps.append(step)
+        return steps
 
-    def label(self, annotator, several):
+    def label(self, annotator, several, test):
         """The student's label maps, by the annotator; never by the generator."""
         size = self.sizes["label_size"]
-        step = Step(self.dir / "maps", {"annotator": annotator.settings, "data": several.settings, "size": size})
+        settings = {"annotator": annotator.settings, "data": several.settings, "test": test.settings, "size": size}
+        step = Step(self.dir / "maps", settings)
 
         def make():
             out = step.dir / "labels"
             weights = annotator.dir / "weights.safetensors"
             arguments = ["--data", several.dir / "data", "--out", out, "--arch", "resnet18", "--weights", weights]
-            self.call(step.dir / "log", [self.worker, "label", *arguments, "--size", size])
-            return maps.quality(out, several.dir / "data" / "labels", CLASSES)
+            self.call(step, [self.worker, "label", *arguments, "--size", size])
+            # Reported alone: what the annotator makes of the students' test pictures, as large as it labels.
+            scores = self.evaluate(step, weights, test, size, self.threads * self.jobs)
+            return maps.quality(out, several.dir / "data" / "labels", CLASSES) | {"test": scores}
 
         cached = step.do(make)
         self.clock.done("label", 1.0, cached)
         side, right = step.outcome["side"], 100 * step.outcome["object_cells_right"]
-        self.clock.say(cached, f"label maps {side}x{side}: {right:.1f}% of the cells on an object name it")
+        self.clock.say(
+            cached,
+            f"label maps {side}x{side}: {right:.1f}% of the cells on an object name it; the annotator names "
+            f"an object of {step.outcome['test']['several_any']:.1f}% of the test pictures of several",
+        )
         return step
 
     def students(self, label_maps, several, test):
@@ -271,20 +304,24 @@ class Experiment:
             sets = [f"{name}={test.dir / 'data' / folder}", "--real", test.dir / "data" / truth]
             options = ["--image-size", size, "--crop-ratio", 1.0, "--threads", threads, "--json"]
             command = [self.worker, "eval", "--weights", weights, "--arch", "resnet18", "--data", *sets, *options]
-            found = report.parse_eval(self.call(step.dir / "log", command))
+            found = report.parse_eval(self.call(step, command))
             scores |= {f"{name}_top1": found["top1"], f"{name}_any": found["real"]["accuracy"]}
         return scores
 
-    def call(self, log, command):
-        """Runs a program; its output goes to `log`, and what it prints is returned."""
+    def call(self, step, command):
+        """Runs a program of a step; its output goes to the step's log, and what it prints is returned."""
         command = [str(part) for part in command]
-        log.parent.mkdir(parents=True, exist_ok=True)
+        log = step.dir / "log"
         with open(log, "a") as errors:
             print("+", *command, file=errors, flush=True)
             program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
             self.programs.add(program)
-            printed, _ = program.communicate()
+            printed = program.stdout.read()
+            # Instead of Popen's own wait: it says what the program and those that it started have used.
+            _, status, usage = os.wait4(program.pid, 0)
+            program.returncode = os.waitstatus_to_exitcode(status)
             self.programs.discard(program)
+            step.cpu += usage.ru_utime + usage.ru_stime
             errors.write(printed)
         if program.returncode != 0:
             raise Failed(f"{Path(command[0]).name} ended with {program.returncode}; {log} says why")

@@ -81,7 +81,8 @@ def table(results):
             row.append(f"{score['mean']:.1f} ± {score['deviation']:.1f}")
             row.append(f"{score['difference']:+.1f} ± {score['difference_error']:.1f}" if index else "")
         lines.append("| " + " | ".join(row) + " |")
-    made, annotator, machine = results["label_maps"], results["annotator"]["test"], results["machine"]
+    made, machine = results["label_maps"], results["machine"]
+    annotator, cpu = made["test"], sum(results["cpu_seconds"].values())
     lines += [
         "",
         f"Percent of {results['sizes']['test']} test pictures each, mean ± standard deviation of {seeds} seeds; "
@@ -90,6 +91,7 @@ def table(results):
         f"of {annotator['several_any']:.1f}% of those of several. Its maps of {made['side']}x{made['side']} cells "
         f"name the object in {100 * made['object_cells_right']:.1f}% of the cells that lie on one; the largest part "
         f"of a whole picture's target is {made['whole_largest']:.2f} on average. "
+        f"{cpu:.0f} CPU seconds, {cpu / 120:.0f} minutes on two quiet cores; this time it took "
         f"{results['seconds'] / 60:.0f} minutes on {machine['cores']} cores ({machine['processor']}).",
     ]
     return "\n".join(lines) + "\n"
