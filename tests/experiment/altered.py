@@ -86,7 +86,7 @@ def wrong_cells(picture, found):
 
 
 def flat(picture, found):
-    """The generator's map, on objects as flat as the annotator's."""
+    """The generator's map, as flat as the annotator's."""
     return scaled(picture.true, found["flatten"])
 
 
@@ -115,7 +115,7 @@ def made_muted(picture, _):
 
 
 def made_scaled(picture, found):
-    """The annotator's map, on objects as sharp as the generator's."""
+    """The annotator's map, as sharp as the generator's."""
     return scaled(picture.made, found["sharpen"])
 
 
@@ -145,17 +145,17 @@ def write_all(change, annotators_cells, made_maps, true_maps, out, classes, foun
 
 
 def scales(made_maps, true_maps, classes, pictures=200):
-    """Factors of the logits: `flatten` makes the generator's maps on objects as flat as the annotator's,
-    `sharpen` the reverse. Sharpness is the mean of the largest part of a cell's softmax."""
-    made_cells, true_cells = [], []
+    """Factors of the logits: `flatten` makes the generator's maps as flat as the annotator's, `sharpen` the
+    reverse. Sharpness is the mean over pictures of the largest part of the target that the whole map gives."""
+    made_means, true_means = [], []
     paths = sorted(made_maps.glob("*/*.pt"))
     for path in paths[:: max(1, len(paths) // pictures)]:
         picture = Maps(path, true_maps / path.parent.name / path.name, classes)
-        made_cells += [s for cell, s in enumerate(picture.made) if picture.object_at(cell) is not None]
-        true_cells += [s for s in picture.true if max(s) > maps.PRESENT]
+        for means, cells in [(made_means, picture.made), (true_means, picture.true)]:
+            means.append([sum(scores) / len(cells) for scores in zip(*cells)])
     return {
-        "flatten": fit(true_cells, sharpness(made_cells)),
-        "sharpen": fit(made_cells, sharpness(true_cells)),
+        "flatten": fit(true_means, sharpness(made_means)),
+        "sharpen": fit(made_means, sharpness(true_means)),
     }
 
 

@@ -97,6 +97,23 @@ def table(results):
     return "\n".join(lines) + "\n"
 
 
+def why_table(named, seeds, results):
+    """Markdown: for each student of the study its maps' quality and its scores, means over the seeds."""
+    headings = ["label maps", "cells", "right on objects", "sharpness", *(heading for _, heading, _ in SCORES)]
+    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    for name, title in named:
+        row = [title, "", "", ""]
+        if name in results["label_maps"]:
+            found = results["label_maps"][name]
+            right = 100 * found["object_cells_right"]
+            row = [title, f"{found['side']}x{found['side']}", f"{right:.0f}%", f"{found['whole_largest']:.2f}"]
+        scores = [student for student in results["students"] if student["method"] == name]
+        row += [f"{statistics.fmean(s[key] for s in scores):.1f}" for key, _, _ in SCORES]
+        lines.append("| " + " | ".join(row) + " |")
+    lines += ["", f"Seeds: {', '.join(str(seed) for seed in seeds)}; {results['cpu_seconds']:.0f} CPU seconds."]
+    return "\n".join(lines) + "\n"
+
+
 def plot(results):
     """SVG: for each score a panel, for each method its seeds as dots, their mean and its standard deviation."""
     methods = results["methods"]
