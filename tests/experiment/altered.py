@@ -4,6 +4,7 @@ A map here is dense: `[cells][classes]` logits, row by row, 0 for a class that t
 """
 
 import random
+import sys
 import zipfile
 from array import array
 
@@ -188,7 +189,7 @@ def write(path, template, cells, kept):
     ranks = [sorted(range(len(scores)), key=lambda index: -scores[index])[:kept] for scores in cells]
     values = array("f", (scores[rank[k]] for k in range(kept) for scores, rank in zip(cells, ranks)))
     values.extend(float(rank[k]) for k in range(kept) for rank in ranks)
-    if maps.sys.byteorder != "little":
+    if sys.byteorder != "little":
         values.byteswap()
     with zipfile.ZipFile(template) as old, zipfile.ZipFile(path, "w") as new:
         for entry in old.infolist():

@@ -57,6 +57,7 @@ SIZES = {
         "annotator": [
             {"image_size": 64, "rrc_minimum": 0.2, "epochs": 3, "batch_size": 64, "lr": 0.08},
             {"image_size": 112, "rrc_minimum": 0.2, "epochs": 1, "batch_size": 64, "lr": 0.03} | CROWDED,
+            {"image_size": 96, "rrc_minimum": 0.2, "epochs": 3, "batch_size": 32, "lr": 0.04} | CROWDED,
         ],
         "label_size": 160,
         "several": {"train": 1200, "val": 100},
