@@ -69,6 +69,11 @@ impl Duties {
         lost.into_iter().filter_map(|duty| duty.best).collect()
     }
 
+    #[cfg(test)]
+    pub fn writers(&self) -> Vec<WorkerId> {
+        self.open.values().map(|open| open.writer).collect()
+    }
+
     pub fn is_open(&self, duty: DutyId) -> bool {
         self.open.contains_key(&duty)
     }

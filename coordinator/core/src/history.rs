@@ -23,6 +23,8 @@ pub enum Fact {
     Retired { files: Vec<String> },
     /// An epoch was validated.
     Validated { epoch: u32, top1: f64, top5: f64 },
+    /// Nobody was left who held a state: what was done and validated after this position is done again.
+    FellBack { position: Position },
     /// The checkpoint of this epoch, the best so far, went with its writer.
     BestLost { epoch: u32 },
     /// All epochs are done and saved.
@@ -75,6 +77,7 @@ impl History {
             Fact::Validated { epoch, top1, .. } => {
                 self.validated.insert(*epoch, *top1);
             }
+            Fact::FellBack { position } => self.validated.retain(|epoch, _| *epoch < position.epoch),
             Fact::BestLost { epoch } => {
                 self.validated.remove(epoch);
             }

@@ -79,7 +79,7 @@ impl Run {
     /// Ends the generation with the next step that all its ranks take.
     fn drain(&mut self, reason: String) {
         self.decide(reason.clone());
-        let asked = self.ring.keys().copied().collect();
+        let asked = self.those_to_ask();
         self.phase = Phase::Gathering { since: self.now, asked };
         self.send_ring(&ToWorker::Drain { generation: self.generation, reason });
     }

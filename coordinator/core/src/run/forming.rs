@@ -151,6 +151,12 @@ impl Run {
         if !self.settings.test_only {
             self.persist(Fact::Formed { generation, world, position });
         }
+        let begins_a_line = restore.is_some()
+            || !chosen.get(source.0 as usize).and_then(|id| self.members.get(*id)).is_some_and(|m| m.in_line);
+        if begins_a_line {
+            // Whoever takes the source's state holds it, whoever does not holds another: both at this position, perhaps.
+            self.members.iter_mut().for_each(|(_, m)| m.in_line = false);
+        }
         let holds_it = |m: &Member| m.in_line && m.held == Some(position);
         let all_hold_it = chosen.iter().filter_map(|id| self.members.get(*id)).all(holds_it);
         let addresses: Vec<String> =
@@ -207,12 +213,12 @@ impl Run {
         }
         if let Some(newest) = self.history.newest() {
             let (restore, position) = (Restore::from(newest), newest.position);
-            // What was validated after it will be done again.
-            self.history.validated.retain(|epoch, _| *epoch < position.epoch);
+            self.fall_back(position);
             let origin = format!("going on from checkpoint {} at {position}", restore.file);
             return (Rank(0), Some(restore), position, origin);
         }
         let position = self.beginning();
+        self.fall_back(position);
         let first = chosen.first().and_then(|id| self.members.get(*id)).map_or(Rank(0), |m| m.rank);
         let origin = match position.epoch {
             _ if self.settings.test_only => format!("evaluating the weights of worker {first}"),
@@ -221,6 +227,13 @@ impl Run {
             epoch => format!("starting afresh with epoch {}", epoch + 1),
         };
         (Rank(0), None, position, origin)
+    }
+
+    /// What was validated after `position` will be done again.
+    fn fall_back(&mut self, position: Position) {
+        if self.history.validated.range(position.epoch..).next().is_some() {
+            self.persist(Fact::FellBack { position });
+        }
     }
 
     /// Where a run without history begins.
@@ -303,7 +316,8 @@ impl Run {
             if let Some(member) = self.members.get_mut(worker)
                 && !self.ring.contains_key(&worker)
             {
-                member.held = held;
+                (member.held, member.unsettled) = (held, false);
+                self.has_answered(worker);
             }
             return;
         }
@@ -328,12 +342,23 @@ impl Run {
             }
             _ => self.regroup(words),
         }
+        self.has_answered(worker);
+    }
+
+    /// One of those that were asked has said what it holds.
+    fn has_answered(&mut self, worker: WorkerId) {
         if let Phase::Gathering { asked, .. } = &mut self.phase
             && asked.remove(&worker)
         {
             self.stop_when_saved();
             self.try_form();
         }
+    }
+
+    /// The ranks of the generation that ends, and whoever has not yet said what it holds.
+    pub(super) fn those_to_ask(&self) -> BTreeSet<WorkerId> {
+        let unsettled = self.members.iter().filter(|(_, m)| m.unsettled).map(|(id, _)| id);
+        self.ring.keys().copied().chain(unsettled).collect()
     }
 
     /// Counts a formation that came to nothing, and says whether to try again.
@@ -345,7 +370,11 @@ impl Run {
         formations.failed += 1;
         let failed = formations.failed;
         let failing_for = self.now.saturating_sub(formations.failing_since);
-        if formations.trained_at.is_none() && failed >= FORMATIONS {
+        let beginning = Position { epoch: self.settings.start_epoch, step: 0 };
+        let anew = formations.trained_at.is_none()
+            && self.history.newest().is_none()
+            && self.members.iter().all(|(_, m)| m.held <= Some(beginning));
+        if anew && failed >= FORMATIONS {
             self.fail(format!("{FORMATIONS} generations in a row could not be formed: {words}"));
             return false;
         }
@@ -413,7 +442,7 @@ impl Run {
     pub(super) fn dissolve(&mut self, reason: String) {
         let asked: BTreeSet<_> = self.ring.keys().copied().collect();
         self.tell_to_leave(&asked, &reason);
-        self.phase = Phase::Gathering { since: self.now, asked };
+        self.phase = Phase::Gathering { since: self.now, asked: self.those_to_ask() };
         self.reason = reason;
     }
 

@@ -9,30 +9,36 @@ use crate::{Observation, Position, Standing, ToWorker, WorkerId};
 impl Run {
     /// A worker that has been here before has taken a seat.
     pub(super) fn is_back(&mut self, worker: WorkerId, standing: &Standing) {
-        let Phase::Reuniting { world, .. } = self.phase else {
-            if standing.in_ring {
-                // What it is in is over.
-                let (generation, reason) = (standing.generation, "the others have gone on without it".into());
-                self.send(worker, ToWorker::Dissolve { generation, reason });
-            }
-            return;
-        };
+        let Phase::Reuniting { world, .. } = self.phase else { return self.settle(worker) };
         if standing.generation != self.generation || standing.world != world {
-            return;
-        }
-        if let Some(member) = self.members.get_mut(worker) {
-            member.in_line = standing.held.is_some();
+            return self.settle(worker);
         }
         if !standing.in_ring {
             let who = self.describe(worker);
+            self.settle(worker);
             return self
                 .end_reunion(format!("the ring broke while the coordinator was away: {who} has left it"));
+        }
+        if let Some(member) = self.members.get_mut(worker) {
+            member.in_line = standing.held.is_some();
         }
         self.ring.insert(worker, standing.rank);
         let ranks: BTreeSet<_> = self.ring.values().collect();
         if ranks.len() as u32 == world {
             self.take_up();
         }
+    }
+
+    /// Has a worker that is back leave what it is in, and asks what it holds: since it said so it may have trained on, or
+    /// followed an order of before.
+    fn settle(&mut self, worker: WorkerId) {
+        let Some(member) = self.members.get_mut(worker) else { return };
+        member.unsettled = true;
+        if let Phase::Gathering { asked, .. } = &mut self.phase {
+            asked.insert(worker);
+        }
+        let (generation, reason) = (self.generation, "the others have gone on without it".into());
+        self.send(worker, ToWorker::Dissolve { generation, reason });
     }
 
     /// All are back and their ring stands: it is as if nothing had been.
