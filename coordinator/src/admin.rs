@@ -1,17 +1,21 @@
 //! `coordinator status`, `stop` and `checkpoint`: the operator's side of a running coordinator.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use relabel_proto::v1::admin_client::AdminClient;
-use relabel_proto::v1::{SaveRequest, StatusReply, StatusRequest, StopRequest};
+use relabel_proto::v1::{SaveRequest, StatusReply, StatusRequest, StopRequest, Worker};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::cli::{CheckpointArgs, StatusArgs, StopArgs, Target};
 
 /// Newest decisions that a table shows.
 const DECISIONS: usize = 8;
+
+/// Most workers that a table names one by one.
+const NAMED: usize = 32;
 
 async fn connect(target: &Target) -> Result<AdminClient<Channel>> {
     let url = &target.coordinator;
@@ -46,15 +50,29 @@ pub async fn checkpoint(args: CheckpointArgs) -> Result<ExitCode> {
 /// Prints how the run is doing.
 pub async fn status(args: StatusArgs) -> Result<ExitCode> {
     let mut client = connect(&args.target).await?;
-    let reply =
-        client.status(StatusRequest {}).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
-    let status = reply.into_inner();
+    let mut status = ask(&mut client, 0).await?;
+    // The workers of a large run come page by page.
+    while let Some(last) = status.workers.last().map(|w| w.rank)
+        && status.workers.len() < status.seated as usize
+    {
+        let next = ask(&mut client, last + 1).await?.workers;
+        if next.is_empty() {
+            break;
+        }
+        status.workers.extend(next);
+    }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&json(&status))?);
     } else {
         print!("{}", table(&status));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How the run is doing, with the workers from rank `first` on, as many as come at once.
+async fn ask(client: &mut AdminClient<Channel>, first: u32) -> Result<StatusReply> {
+    let reply = client.status(StatusRequest { first, most: None }).await;
+    Ok(reply.map_err(|status| anyhow::anyhow!("{}", status.message()))?.into_inner())
 }
 
 fn json(status: &StatusReply) -> serde_json::Value {
@@ -111,12 +129,12 @@ fn table(status: &StatusReply) -> String {
     lines.extend(status.checkpoint.as_ref().map(|file| format!("checkpoint {file}")));
     lines.push(format!(
         "workers    {} train, {} of {} seats are taken; at least {} are needed",
-        status.training,
-        status.workers.len(),
-        status.world,
-        status.min_workers
+        status.training, status.seated, status.world, status.min_workers
     ));
-    for w in &status.workers {
+    if status.workers.len() > NAMED {
+        lines.push(format!("  {}; below, who stands out", counted(&status.workers)));
+    }
+    for w in standing_out(&status.workers) {
         let pace = w.pace.as_ref().map_or_else(String::new, |pace| {
             let ms = |seconds: f64| format!("{:.0}", 1e3 * seconds);
             let (compute, data, peers) = (ms(pace.compute), ms(pace.data), ms(pace.peers));
@@ -140,6 +158,33 @@ fn table(status: &StatusReply) -> String {
         lines.push(format!("  {:>8} ago  {}", ago(decision.ago), decision.words));
     }
     lines.join("\n") + "\n"
+}
+
+/// The workers that a table names: all of a small run; of a large one those that are slow, those that are not
+/// training, and those that have been silent for longest, in the order of their ranks.
+fn standing_out(workers: &[Worker]) -> Vec<&Worker> {
+    let mut named: Vec<_> = workers.iter().collect();
+    if named.len() > NAMED {
+        named.sort_by(|a, b| {
+            let key = |w: &Worker| (w.slow, w.state != "training", w.silent);
+            key(b).partial_cmp(&key(a)).unwrap_or(std::cmp::Ordering::Equal)
+        });
+        named.truncate(NAMED);
+        named.sort_by_key(|w| w.rank);
+    }
+    named
+}
+
+/// `9990 training, 10 waiting, 2 slow`.
+fn counted(workers: &[Worker]) -> String {
+    let mut states = BTreeMap::new();
+    for w in workers {
+        *states.entry(w.state.as_str()).or_insert(0_u32) += 1;
+        if w.slow {
+            *states.entry("slow").or_insert(0) += 1;
+        }
+    }
+    states.iter().map(|(state, count)| format!("{count} {state}")).collect::<Vec<_>>().join(", ")
 }
 
 /// `12 s`, `7 min` or `3.5 h`.

@@ -28,8 +28,8 @@ pub enum Input {
     Event(Event),
     /// A worker asks to be seated; the answer goes to `seated`, orders go to `outbox`.
     Join { worker: WorkerId, hello: Hello, outbox: Outbox, seated: oneshot::Sender<Result<(), Rejection>> },
-    /// Somebody asks how the run is doing.
-    Status(oneshot::Sender<Status>),
+    /// Somebody asks how the run is doing, and at most `most` workers from rank `first` on.
+    Status { first: Rank, most: usize, reply: oneshot::Sender<Status> },
 }
 
 /// The way in.
@@ -101,9 +101,9 @@ impl Driver {
                         self.joining.insert(worker, (outbox, seated));
                         Event::Joined { worker, hello }
                     }
-                    Some(Input::Status(reply)) => {
+                    Some(Input::Status { first, most, reply }) => {
                         // Nobody waits for it any more if the caller has gone.
-                        let _ = reply.send(self.run.status(self.began.elapsed()));
+                        let _ = reply.send(self.run.status_from(self.began.elapsed(), first, most));
                         continue;
                     }
                     None => return Outcome::Failed { reason: "nothing is left that could send events".into() },

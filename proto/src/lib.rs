@@ -26,3 +26,6 @@ pub const DEFAULT_PORT: u16 = 4747;
 
 /// Largest message that either side takes, in bytes: a formation of 10,000 ranks is under 1 MiB.
 pub const MAX_MESSAGE: usize = 4 << 20;
+
+/// Most workers in one reply to a status request, so that it is a small message whatever the run's size.
+pub const MOST_WORKERS: u32 = 1000;

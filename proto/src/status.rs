@@ -24,6 +24,7 @@ pub fn status(status: core::Status, run_id: String, run_dir: String) -> v1::Stat
         workers: status.workers.into_iter().map(worker).collect(),
         min_workers: status.min_workers,
         training: status.training,
+        seated: status.seated,
         lives: status.lives,
         decisions: status
             .decisions

@@ -134,7 +134,12 @@ impl Membership {
 
     /// The members in the order of their seats.
     pub fn by_rank(&self) -> impl Iterator<Item = (WorkerId, &Member)> {
-        self.taken.values().filter_map(|id| Some((*id, self.members.get(id)?)))
+        self.by_rank_from(Rank(0))
+    }
+
+    /// Those on seat `first` and above, in their order.
+    pub fn by_rank_from(&self, first: Rank) -> impl Iterator<Item = (WorkerId, &Member)> {
+        self.taken.range(first..).filter_map(|(_, id)| Some((*id, self.members.get(id)?)))
     }
 
     /// Seats of `0..workers` that nobody holds, as words: `rank 1` or `ranks 1, 3`.

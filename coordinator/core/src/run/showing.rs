@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Phase, Run};
 use crate::membership::Member;
-use crate::{Observation, Status, WorkerState, WorkerStatus};
+use crate::{Observation, Rank, Status, WorkerState, WorkerStatus};
 
 impl Run {
     pub(super) fn observe(&mut self, observation: Observation) {
@@ -33,8 +33,13 @@ impl Run {
         self.warn(words);
     }
 
-    /// The run as `coordinator status` shows it.
+    /// The run as `coordinator status` shows it, with all its workers.
     pub fn status(&self, now: Duration) -> Status {
+        self.status_from(now, Rank(0), usize::MAX)
+    }
+
+    /// The same with at most `most` workers, from rank `first` on.
+    pub fn status_from(&self, now: Duration, first: Rank, most: usize) -> Status {
         let phase = match &self.phase {
             Phase::Reuniting { .. } => "reuniting",
             Phase::Gathering { .. } => "gathering",
@@ -60,7 +65,13 @@ impl Run {
             best_top1: self.history.best().map(|(_, top1)| top1),
             checkpoint: self.history.newest().map(|written| written.file.clone()),
             checkpoints: self.history.checkpoints.clone(),
-            workers: self.members.by_rank().map(|(id, m)| self.worker_status(id, m, now)).collect(),
+            seated: self.members.len(),
+            workers: self
+                .members
+                .by_rank_from(first)
+                .take(most)
+                .map(|(id, m)| self.worker_status(id, m, now))
+                .collect(),
         }
     }
 
