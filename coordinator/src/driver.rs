@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use relabel_core::{Command, Event, Fact, Hello, Outcome, Rank, Rejection, Run, Status, ToWorker, WorkerId};
 use relabel_proto::{Welcome, v1};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Interval;
 
 use crate::journal::Journal;
 use crate::report::Report;
@@ -30,6 +31,12 @@ pub enum Input {
     Join { worker: WorkerId, hello: Hello, outbox: Outbox, seated: oneshot::Sender<Result<(), Rejection>> },
     /// Somebody asks how the run is doing, and at most `most` workers from rank `first` on.
     Status { first: Rank, most: usize, reply: oneshot::Sender<Status> },
+}
+
+/// What the driver does next.
+enum Next {
+    Input(Option<Input>),
+    Tick,
 }
 
 /// The way in.
@@ -64,6 +71,8 @@ pub struct Terms {
 pub struct Driver {
     run: Run,
     inputs: mpsc::Receiver<Input>,
+    /// Inputs that were in the queue when a tick came due, and are taken before it.
+    before_tick: Option<usize>,
     began: Instant,
     terms: Terms,
     journal: Journal<Fact>,
@@ -79,6 +88,7 @@ impl Driver {
         let driver = Self {
             run,
             inputs,
+            before_tick: None,
             began: Instant::now(),
             terms,
             journal,
@@ -94,21 +104,21 @@ impl Driver {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let event = tokio::select! {
-                input = self.inputs.recv() => match input {
-                    Some(Input::Event(event)) => event,
-                    Some(Input::Join { worker, hello, outbox, seated }) => {
-                        self.joining.insert(worker, (outbox, seated));
-                        Event::Joined { worker, hello }
-                    }
-                    Some(Input::Status { first, most, reply }) => {
-                        // Nobody waits for it any more if the caller has gone.
-                        let _ = reply.send(self.run.status_from(self.began.elapsed(), first, most));
-                        continue;
-                    }
-                    None => return Outcome::Failed { reason: "nothing is left that could send events".into() },
-                },
-                _ = tick.tick() => Event::Tick,
+            let event = match self.next(&mut tick).await {
+                Next::Tick => Event::Tick,
+                Next::Input(Some(Input::Event(event))) => event,
+                Next::Input(Some(Input::Join { worker, hello, outbox, seated })) => {
+                    self.joining.insert(worker, (outbox, seated));
+                    Event::Joined { worker, hello }
+                }
+                Next::Input(Some(Input::Status { first, most, reply })) => {
+                    // Nobody waits for it any more if the caller has gone.
+                    let _ = reply.send(self.run.status_from(self.began.elapsed(), first, most));
+                    continue;
+                }
+                Next::Input(None) => {
+                    return Outcome::Failed { reason: "nothing is left that could send events".into() };
+                }
             };
             if let Event::Left { worker, .. } = &event {
                 self.workers.remove(worker);
@@ -116,6 +126,27 @@ impl Driver {
             if let Some(outcome) = self.carry_out(event) {
                 self.report.end(&outcome);
                 return outcome;
+            }
+        }
+    }
+
+    /// What there is to be seen to next. What was said before a look at the clock is heard before it, so that a worker
+    /// whose word waits in a long queue is not taken for silent.
+    async fn next(&mut self, tick: &mut Interval) -> Next {
+        loop {
+            match self.before_tick {
+                Some(0) => {
+                    self.before_tick = None;
+                    return Next::Tick;
+                }
+                Some(inputs) => {
+                    self.before_tick = Some(inputs - 1);
+                    return Next::Input(self.inputs.recv().await);
+                }
+                None => tokio::select! {
+                    input = self.inputs.recv() => return Next::Input(input),
+                    _ = tick.tick() => self.before_tick = Some(self.inputs.len()),
+                },
             }
         }
     }

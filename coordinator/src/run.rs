@@ -5,9 +5,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use futures::{Stream, TryStreamExt};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use relabel_config::{Config, Stragglers};
 use relabel_core::{Event, Fact, Outcome, Run, Settings, StragglerAction, StragglerPolicy};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::TcpListenerStream;
 
@@ -23,6 +25,9 @@ use crate::service;
 /// How long workers may take to leave after the run is over.
 const FAREWELL: Duration = Duration::from_secs(10);
 
+/// Files that are open beside the workers' connections, with room for streams that broke and are not closed yet.
+const OTHER_FILES: u64 = 256;
+
 /// Runs until the run is over. What can be wrong with a command line is found before anything is written.
 pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) -> Result<ExitCode> {
     let worker = args.local.then(launch::worker_program).transpose()?;
@@ -31,6 +36,7 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
         true => None,
         false => Some(config::load(None, file, config::environment(), overrides)?),
     };
+    allow_connections(args.workers);
     let listener = listen(args.listen()).await?;
     let address = listener.local_addr().context("cannot tell the address that was bound")?;
     let start = fresh.as_ref().map_or(Start::Resumed, |fresh| Start::New { arch: &fresh.config.model.arch });
@@ -87,10 +93,9 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
     let (session, admin) = service::services(&queue, &run_id, &run_dir.display().to_string());
     let (over, until_over) = tokio::sync::oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()
-        .tcp_nodelay(true)
         .add_service(session)
         .add_service(admin)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+        .serve_with_incoming_shutdown(incoming(listener), async {
             // Dropped or sent, it is over.
             let _ = until_over.await;
         });
@@ -166,6 +171,29 @@ async fn watch(local: Option<&mut Local>) -> String {
     match local {
         Some(local) => local.watch().await,
         None => std::future::pending().await,
+    }
+}
+
+/// Connections as they come, each of which sends what it is given at once: orders are small, and waited for.
+pub(crate) fn incoming(listener: TcpListener) -> impl Stream<Item = std::io::Result<TcpStream>> {
+    TcpListenerStream::new(listener).inspect_ok(|connection| {
+        // Without it all is as it should be, but slower.
+        let _ = connection.set_nodelay(true);
+    })
+}
+
+/// Lets this process have as many connections as there are workers, as far as the system allows.
+fn allow_connections(workers: u32) {
+    let wanted = u64::from(workers).saturating_mul(2).saturating_add(OTHER_FILES);
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    if soft < wanted {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard);
+    }
+    if hard < u64::from(workers).saturating_add(OTHER_FILES) {
+        tracing::warn!(
+            "this process may have {hard} files open, which is too few for {workers} workers: raise the limit \
+             (ulimit -n)"
+        );
     }
 }
 

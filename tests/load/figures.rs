@@ -169,3 +169,22 @@ pub fn table(all: &[Figures]) -> String {
 fn row(name: &str, cells: impl Iterator<Item = String>) -> String {
     format!("| {name} | {} |", cells.collect::<Vec<_>>().join(" | "))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_exact_to_a_bucket() {
+        let times = Times::default();
+        for ms in 1..=100 {
+            times.note(Duration::from_millis(ms));
+        }
+        for (share, exact) in [(0.5, 50.0), (0.99, 99.0), (1.0, 100.0)] {
+            let found = times.percentile(share);
+            assert!((exact..exact * 1.1).contains(&found), "{share}: {found}");
+        }
+        assert_eq!(times.count(), 100);
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+    }
+}

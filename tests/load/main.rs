@@ -107,7 +107,10 @@ async fn run(cli: &Cli) -> Result<()> {
     let mut all = Vec::new();
     for workers in &cli.workers {
         eprintln!("{workers} workers");
-        all.push(Load::start(cli, &program, *workers).await?.measure(cli).await?);
+        let figures = Load::start(cli, &program, *workers).await?.measure(cli).await?;
+        // A run that fails later does not take these with it.
+        eprintln!("{}", serde_json::to_string(&figures)?);
+        all.push(figures);
     }
     match cli.json {
         true => println!("{}", serde_json::to_string_pretty(&all)?),
@@ -192,6 +195,7 @@ impl Load {
             indexed: 0.into(),
             ended: 0.into(),
             put_out: 0.into(),
+            stopping: false.into(),
             messages: 0.into(),
             lag: Mutex::default(),
         });
@@ -249,6 +253,7 @@ impl Load {
 
         (_, figures.resident_most) = self.coordinator.memory()?;
         figures.put_out = self.crew.put_out.load(Ordering::Relaxed);
+        self.crew.stopping.store(true, Ordering::Relaxed);
         self.probe.abort();
         let (stop, status) = self.coordinator.stop(GUARD).await?;
         (figures.stop, figures.exit) = (stop.as_secs_f64(), status.code());

@@ -2,7 +2,7 @@
 //! `worker/src/train/trainer.rs` do. It has no data, no network and no ring but the one in memory.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use relabel_config::Config;
@@ -45,6 +45,8 @@ pub struct Crew {
     pub ended: AtomicU32,
     /// Streams that ended although the worker was well.
     pub put_out: AtomicU64,
+    /// The run is being ended, and with it every stream.
+    pub stopping: AtomicBool,
     pub messages: AtomicU64,
     pub lag: std::sync::Mutex<Arc<Times>>,
 }
@@ -101,10 +103,11 @@ impl Worker {
         loop {
             match self.session().await {
                 Ok(End::Over | End::Died) => break,
+                _ if self.crew.stopping.load(Ordering::Relaxed) => break,
                 Ok(End::Broken(reason)) => self.put_out(&reason),
                 Err(status) => self.put_out(status.message()),
             }
-            // Its ring would break too late, or not at all: it is as if its host had been cut off.
+            // A real one would train on; but its peers are told at once that it was put out.
             if let Some(place) = self.place.as_ref().filter(|place| place.in_ring) {
                 place.ring.breaks(Some(place.rank));
             }

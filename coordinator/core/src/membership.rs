@@ -54,6 +54,8 @@ pub(crate) struct Membership {
     taken: BTreeMap<Rank, WorkerId>,
     free: BTreeSet<Rank>,
     instances: BTreeMap<u64, WorkerId>,
+    /// Members that have indexed their data.
+    indexed: u32,
 }
 
 impl Membership {
@@ -64,6 +66,7 @@ impl Membership {
             taken: BTreeMap::new(),
             free: (0..seats).map(Rank).collect(),
             instances: BTreeMap::new(),
+            indexed: 0,
         }
     }
 
@@ -97,7 +100,20 @@ impl Membership {
         self.free.remove(&member.rank);
         self.taken.insert(member.rank, worker);
         self.instances.insert(member.hello.instance, worker);
+        self.indexed += u32::from(member.dataset.is_some());
         self.members.insert(worker, member);
+    }
+
+    /// Notes what a member sees of the data set.
+    pub fn indexed(&mut self, worker: WorkerId, dataset: Dataset) {
+        if let Some(member) = self.members.get_mut(&worker) {
+            self.indexed += u32::from(member.dataset.replace(dataset).is_none());
+        }
+    }
+
+    /// How many have indexed their data.
+    pub fn count_indexed(&self) -> u32 {
+        self.indexed
     }
 
     pub fn remove(&mut self, worker: WorkerId) -> Option<Member> {
@@ -105,6 +121,7 @@ impl Membership {
         self.taken.remove(&member.rank);
         self.free.insert(member.rank);
         self.instances.remove(&member.hello.instance);
+        self.indexed -= u32::from(member.dataset.is_some());
         Some(member)
     }
 

@@ -16,7 +16,6 @@ use relabel_proto::{ToLabeller, v1};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::cli::LabelArgs;
 use crate::launch::{self, Local, Task};
@@ -105,8 +104,8 @@ async fn serve(
     service: service::Server,
     until_over: tokio::sync::oneshot::Receiver<()>,
 ) -> Result<(), tonic::transport::Error> {
-    let incoming = TcpListenerStream::new(listener);
-    let server = tonic::transport::Server::builder().tcp_nodelay(true).add_service(service);
+    let incoming = crate::run::incoming(listener);
+    let server = tonic::transport::Server::builder().add_service(service);
     let over = async {
         // Dropped or sent, it is over.
         let _ = until_over.await;
