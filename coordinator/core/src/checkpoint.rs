@@ -44,9 +44,9 @@ impl Duties {
         self.open.get(&duty).map(|open| open.at)
     }
 
-    /// Whether `writer` has anything to write.
-    pub fn burdens(&self, writer: WorkerId) -> bool {
-        self.open.values().any(|open| open.writer == writer)
+    /// Whether `writer`, which holds the state of `held`, has anything to write now: not what lies ahead of it.
+    pub fn burdens(&self, writer: WorkerId, held: Option<Position>) -> bool {
+        self.open.values().any(|open| open.writer == writer && Some(open.at) <= held)
     }
 
     /// Whether the state of `at`, asked for by its position, is being written.

@@ -33,7 +33,7 @@ impl Run {
                 self.decide(words);
                 self.try_form();
             }
-            Phase::Saving if self.duties.burdens(worker) => self.note(words),
+            Phase::Saving if !self.duties.is_empty() => self.note(words),
             Phase::Ended => {}
             _ => {
                 self.note(words);
@@ -42,28 +42,33 @@ impl Run {
         }
     }
 
-    /// Lets those go whose state is safe without them, and has the state of the others written.
-    pub(super) fn release_those_that_leave(&mut self) {
+    /// Lets those go whose state is safe without them, and has the state of the others written. Returns whether that
+    /// is done: before it is, nobody goes on from an older state.
+    pub(super) fn release_those_that_leave(&mut self) -> bool {
         let leaving = |m: &Member| m.leaving.is_some() && !m.released;
         let leavers: Vec<_> =
             self.members.iter().filter(|(_, m)| leaving(m)).map(|(id, m)| (id, m.held)).collect();
         if leavers.is_empty() {
-            return;
+            return true;
         }
         let staying =
             self.members.iter().filter(|(_, m)| m.leaving.is_none()).filter_map(|(_, m)| m.held).max();
         let safe = staying.max(self.history.newest().map(|written| written.position));
+        let beginning = self.beginning();
+        let is_lost = |held: &Option<_>| held.is_some_and(|held| Some(held) > safe && held > beginning);
+        let all_safe = !leavers.iter().any(|(_, held)| is_lost(held));
         for (worker, held) in leavers {
-            if self.duties.burdens(worker) {
+            if self.duties.burdens(worker, held) {
                 continue;
             }
-            match held.filter(|held| Some(*held) > safe && *held > self.beginning()) {
+            match held.filter(|held| is_lost(&Some(*held))) {
                 None => self.release(worker),
                 // One of them is enough.
                 Some(at) if !self.duties.writes(at) => drop(self.assign_to(worker, at)),
                 Some(_) => {}
             }
         }
+        all_safe
     }
 
     fn release(&mut self, worker: WorkerId) {

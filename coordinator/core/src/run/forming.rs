@@ -95,7 +95,9 @@ impl Run {
         if !matches!(self.phase, Phase::Gathering { .. }) {
             return;
         }
-        self.release_those_that_leave();
+        if !self.release_those_that_leave() {
+            return;
+        }
         let members = self.members.len();
         let ready = self.members.iter().filter(|(_, m)| m.is_ready()).count() as u32;
         if ready < self.settings.min_workers {

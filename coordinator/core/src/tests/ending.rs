@@ -291,3 +291,37 @@ fn what_only_evaluates_stops_at_once() {
     let commands = run.handle(at(1), Event::Stop { reason: "asked".into() });
     assert_eq!(outcome(&commands), Some(Outcome::Interrupted { reason: "asked".into(), saved: None }));
 }
+
+#[test]
+fn what_a_worker_that_leaves_alone_holds_is_saved_before_others_go_on() {
+    let mut run = Run::new(Settings { min_workers: 1, gather_for: at(0), ..settings(2) }, History::default());
+    join(&mut run, 1, None);
+    let commands = say(&mut run, 1, FromWorker::Indexed(dataset()));
+    assert_eq!(formations(&commands).len(), 1, "it does not wait for the other one");
+    let generation = Generation(1);
+    let said = |run: &mut Run, worker, message| {
+        run.handle(at(11), Event::Said { worker: WorkerId(worker), message })
+    };
+    said(&mut run, 1, FromWorker::Ready { generation, held: Position::default(), epoch_loss: None });
+    said(&mut run, 1, FromWorker::Leaving { reason: "SIGTERM".into() });
+    run.handle(at(11), Event::Joined { worker: WorkerId(2), hello: hello(2, None) });
+    said(&mut run, 2, FromWorker::Indexed(dataset()));
+    let position = Position { epoch: 0, step: 3 };
+    let held = FromWorker::Held {
+        generation,
+        held: Some(position),
+        steps: vec![],
+        reason: "drained".into(),
+        blamed: None,
+    };
+    let commands = said(&mut run, 1, held);
+    assert!(formations(&commands).is_empty(), "the newcomer would begin before it");
+    let &[(1, duty, ordered)] = orders(&commands).as_slice() else { panic!("{commands:?}") };
+    assert_eq!(ordered, position);
+    let written = Written { file: "x".into(), bytes: 1, blake3: "b".into(), position };
+    let commands = said(&mut run, 1, FromWorker::CheckpointWritten { duty, written });
+    let released =
+        |c: &Command| matches!(c, Command::Send { worker: WorkerId(1), message: ToWorker::Release { .. } });
+    assert!(commands.iter().any(released), "{commands:?}");
+    assert_eq!(formations(&commands)[0].position, position);
+}
