@@ -134,6 +134,7 @@ impl Session {
             url: url.to_string(),
             endpoint,
             hello,
+            seat: None,
             reports,
             orders: orders_in,
             fence: fence.clone(),

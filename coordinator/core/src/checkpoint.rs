@@ -69,8 +69,23 @@ impl Duties {
         lost.into_iter().filter_map(|duty| duty.best).collect()
     }
 
+    /// Forgets what nobody is going to write: the states that `lie_ahead` of a writer that trains no more.
+    pub fn forget_what_lies_ahead(&mut self, lie_ahead: impl Fn(WorkerId, Position) -> bool) {
+        self.open.retain(|_, open| !lie_ahead(open.writer, open.at));
+    }
+
+    #[cfg(test)]
+    pub fn writers(&self) -> Vec<WorkerId> {
+        self.open.values().map(|open| open.writer).collect()
+    }
+
     pub fn is_open(&self, duty: DutyId) -> bool {
         self.open.contains_key(&duty)
+    }
+
+    /// Whether a state is being written that is to be kept as the best.
+    pub fn writes_the_best(&self) -> bool {
+        self.open.values().any(|open| open.best.is_some())
     }
 
     pub fn is_empty(&self) -> bool {

@@ -23,6 +23,8 @@ pub enum Fact {
     Retired { files: Vec<String> },
     /// An epoch was validated.
     Validated { epoch: u32, top1: f64, top5: f64 },
+    /// Nobody was left who held a state: what was done and validated after this position is done again.
+    FellBack { position: Position },
     /// The checkpoint of this epoch, the best so far, went with its writer.
     BestLost { epoch: u32 },
     /// All epochs are done and saved.
@@ -38,7 +40,7 @@ pub struct History {
     pub generation: Generation,
     pub world: u32,
     pub dataset: Option<Dataset>,
-    /// Checkpoints that can be resumed from, oldest first.
+    /// Checkpoints that can be resumed from, in the order of their positions.
     pub checkpoints: Vec<Written>,
     /// Whether there has ever been one.
     pub saved: bool,
@@ -68,13 +70,16 @@ impl History {
             Fact::Committed { written } => {
                 // The same steps can be done and saved again after a fall back to an older file.
                 self.checkpoints.retain(|old| old.file != written.file);
-                self.checkpoints.push(written.clone());
+                // One that was ordered earlier may be written later, by another worker.
+                let place = self.checkpoints.partition_point(|old| old.position <= written.position);
+                self.checkpoints.insert(place, written.clone());
                 self.saved = true;
             }
             Fact::Retired { files } => self.checkpoints.retain(|old| !files.contains(&old.file)),
             Fact::Validated { epoch, top1, .. } => {
                 self.validated.insert(*epoch, *top1);
             }
+            Fact::FellBack { position } => self.validated.retain(|epoch, _| *epoch < position.epoch),
             Fact::BestLost { epoch } => {
                 self.validated.remove(epoch);
             }
@@ -90,7 +95,7 @@ impl History {
         })
     }
 
-    /// The checkpoint to resume from: the one that was committed last.
+    /// The checkpoint to resume from: the one that is furthest.
     pub fn newest(&self) -> Option<&Written> {
         self.checkpoints.last()
     }

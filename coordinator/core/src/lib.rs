@@ -49,8 +49,10 @@
 //! 1. *Keep going*: the coordinator was away, all ranks trained on and come back (`run/reuniting.rs`); a checkpoint
 //!    within training could not be written; a rank is slow.
 //! 2. *Form anew, in memory*: enough workers are left. They go on from the one that has gone furthest; whoever holds
-//!    another state, or none, is sent it. No step is lost while one worker lives.
-//! 3. *The newest checkpoint*: nobody is left who holds a state.
+//!    another state, or none, is sent it. No step is lost while one worker lives. Whoever comes back from a generation
+//!    that is over leaves its ring and is asked what it holds first; where that is more than the others have, they go
+//!    on from there.
+//! 3. *The newest checkpoint*: nobody is left who holds a state, or nobody one that is as far.
 //! 4. *The one before*: that one is damaged.
 //!
 //! Each decision is a sentence with its reason, in the log and in [`Status::decisions`].

@@ -40,6 +40,9 @@ pub(crate) struct Member {
     /// bit for bit.
     pub in_line: bool,
     pub last_heard: Duration,
+    /// It has come back from a generation that is over, and has been told so: until it has answered, nobody knows what
+    /// it holds.
+    pub unsettled: bool,
     /// Why it is to go, if it is.
     pub leaving: Option<String>,
     /// It has been told that it may go.
@@ -153,7 +156,7 @@ impl Membership {
 impl Member {
     /// It has indexed its data, and is to stay.
     pub fn is_ready(&self) -> bool {
-        self.dataset.is_some() && self.leaving.is_none()
+        self.dataset.is_some() && self.leaving.is_none() && !self.unsettled
     }
 
     /// `worker 1 (process 4711 on node7)`, for sentences.

@@ -6,6 +6,8 @@
 //! `run/saving.rs` (checkpoints and the end).
 
 mod changing;
+#[cfg(test)]
+mod consistency;
 mod forming;
 mod reuniting;
 mod saving;
@@ -184,6 +186,7 @@ impl Run {
             held: standing.as_ref().and_then(|standing| standing.held),
             in_line: false,
             last_heard: self.now,
+            unsettled: false,
             leaving: None,
             released: false,
             slow: false,
@@ -224,7 +227,8 @@ impl Run {
         // The same process: its old stream is dead, whether or not that has been noticed.
         if let Some(old) = self.members.of_instance(hello.instance) {
             let reason = "the same process has come by another connection".to_owned();
-            self.command(Command::Expel { worker: old, reason: reason.clone(), back: false });
+            // Should this one be the late one, the process comes again.
+            self.command(Command::Expel { worker: old, reason: reason.clone(), back: true });
             self.lost(old, &reason);
         }
         match self.members.seat_for(hello) {
@@ -288,6 +292,7 @@ impl Run {
             true => format!("{who} has left"),
             false => format!("{who} was lost: {reason}"),
         };
+        let complete = self.is_complete();
         match &mut self.phase {
             Phase::Gathering { since, asked } => {
                 *since = self.now;
@@ -305,7 +310,10 @@ impl Run {
                 self.try_form();
             }
             // All is trained: nobody is needed but the one that writes.
-            Phase::Saving if !self.duties.is_empty() => self.warn(words),
+            Phase::Saving if !in_ring || complete || !self.duties.is_empty() => {
+                self.warn(words);
+                self.save_and_finish();
+            }
             Phase::Reuniting { .. } => self.warn(words),
             _ if in_ring => self.regroup(words),
             _ if member.released => self.note(words),

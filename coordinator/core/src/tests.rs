@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod ending;
+mod properties;
+mod returning;
 mod sim;
 
 pub(crate) use sim::Rng;

@@ -49,6 +49,11 @@ impl Validation {
         self.samples += range.end - range.start;
     }
 
+    #[cfg(test)]
+    pub fn is_open(&self) -> bool {
+        !self.awaited.is_empty()
+    }
+
     /// Notes how far a worker has come; returns the epoch, samples done by all, and samples asked for.
     pub fn progress(&mut self, worker: WorkerId, done: u64) -> (u32, u64, u64) {
         self.done.insert(worker, done);

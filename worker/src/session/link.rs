@@ -8,7 +8,7 @@ use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 
 use relabel_config::Config;
-use relabel_core::{Dataset, FromWorker, Generation, Hello, Standing, ToWorker};
+use relabel_core::{Dataset, FromWorker, Generation, Hello, Rank, Standing, ToWorker};
 use relabel_proto::v1::session_client::SessionClient;
 use relabel_proto::{MAX_MESSAGE, Told, Welcome, v1};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -32,6 +32,8 @@ pub(super) struct Link {
     pub url: String,
     pub endpoint: Endpoint,
     pub hello: Hello,
+    /// The seat that it was given last.
+    pub seat: Option<Rank>,
     pub reports: mpsc::Receiver<FromWorker>,
     pub orders: std_mpsc::Sender<Result<ToWorker, SessionError>>,
     pub fence: Fence,
@@ -107,7 +109,7 @@ impl Link {
         let channel = connect(&self.endpoint, &self.url, patience).await?;
         let (welcome, stream) = open(channel, self.hello.clone()).await?.map_err(refusal)?;
         let signals = Signals::listen().map_err(SessionError::Thread)?;
-        self.hello.rank = Some(welcome.rank);
+        self.seat = Some(welcome.rank);
         self.shared.opened();
         Ok((welcome, stream, signals))
     }
@@ -222,7 +224,10 @@ impl Link {
         let began = Instant::now();
         let mut pause = first;
         loop {
-            let hello = Hello { standing: self.standing(terms), ..self.hello.clone() };
+            let standing = self.standing(terms);
+            // Its seat is only its own once it has a place in the run.
+            let rank = if standing.is_some() { self.seat } else { self.hello.rank };
+            let hello = Hello { rank, standing, ..self.hello.clone() };
             let endpoint = self.endpoint.clone();
             let attempt = async move {
                 tokio::time::sleep(pause).await;
@@ -248,7 +253,7 @@ impl Link {
             };
             let reason = match opened {
                 Ok((welcome, stream)) if welcome.run_id == terms.run_id => {
-                    self.hello.rank = Some(welcome.rank);
+                    self.seat = Some(welcome.rank);
                     self.catch_up(&stream, kept);
                     self.shared.opened();
                     return Ok(stream);

@@ -213,11 +213,21 @@ impl<'a> Trainer<'a> {
             };
             let next = match order {
                 ToWorker::Form(formation) => self.form(formation)?,
+                // A ring that broke meanwhile: what is held has been reported.
+                ToWorker::Train { generation, .. } | ToWorker::Validate { generation, .. }
+                    if self.formation.is_none() && generation == self.generation =>
+                {
+                    Next::Left
+                }
                 ToWorker::Train { generation, epoch, first_step } => {
                     let at = Position { epoch, step: first_step };
+                    let reporter = self.formation.as_ref().is_some_and(|member| member.reporter);
                     match self.held.is_some_and(|held| held > at) && generation == self.generation {
-                        // A coordinator that was away does not know how far this has come.
-                        true => Next::Continue,
+                        true => {
+                            // A coordinator that was away does not know how far this has come.
+                            self.report(reporter);
+                            Next::Continue
+                        }
                         false => self.train(generation, at)?,
                     }
                 }
@@ -241,7 +251,7 @@ impl<'a> Trainer<'a> {
             }
             ToWorker::Remove { files } => self.saver.remove(files),
             ToWorker::Dissolve { generation, reason } | ToWorker::Drain { generation, reason }
-                if generation == self.generation =>
+                if generation >= self.generation =>
             {
                 self.leave(&reason, None);
                 return Ok(Next::Left);

@@ -37,9 +37,32 @@ impl Run {
             Phase::Ended => {}
             _ => {
                 self.note(words);
-                self.release(worker);
+                self.let_go_from_outside(worker);
             }
         }
+    }
+
+    /// Releases `worker`, which is in no generation, unless something is lost with it: then what it holds is seen to
+    /// when the next one is formed.
+    pub(super) fn let_go_from_outside(&mut self, worker: WorkerId) {
+        if !matches!(self.phase, Phase::Gathering { .. } | Phase::Ended) && self.is_safe_without(worker) {
+            self.release(worker);
+        }
+    }
+
+    fn is_unsettled(&self, worker: WorkerId) -> bool {
+        self.members.get(worker).is_some_and(|m| m.unsettled)
+    }
+
+    /// Whether what `worker`, which is in no generation, holds is held by one of the generation as well, or saved.
+    pub(super) fn is_safe_without(&self, worker: WorkerId) -> bool {
+        let Some(member) = self.members.get(worker) else { return true };
+        let Some(held) = member.held.filter(|held| *held > self.beginning()) else {
+            return !member.unsettled;
+        };
+        let ring = self.ring.keys().filter_map(|id| self.members.get(*id)?.held).max();
+        let saved = self.history.newest().map(|written| written.position);
+        !member.unsettled && (ring >= Some(held) || saved >= Some(held))
     }
 
     /// Lets those go whose state is safe without them, and has the state of the others written. Returns whether that
@@ -84,7 +107,7 @@ impl Run {
     /// Ends the generation with the next step that all its ranks take.
     fn drain(&mut self, reason: String) {
         self.decide(reason.clone());
-        let asked = self.ring.keys().copied().collect();
+        let asked = self.those_to_ask();
         self.phase = Phase::Gathering { since: self.now, asked };
         self.send_ring(&ToWorker::Drain { generation: self.generation, reason });
     }
@@ -103,6 +126,13 @@ impl Run {
     /// Looks, while training, whether the generation should be another: newcomers that are ready, ranks that are slow.
     pub(super) fn consider_changes(&mut self) {
         self.save_if_time();
+        let outside: Vec<_> =
+            self.members.ids().into_iter().filter(|id| !self.ring.contains_key(id)).collect();
+        if let Some(worker) =
+            outside.into_iter().find(|id| !self.is_safe_without(*id) && !self.is_unsettled(*id))
+        {
+            return self.is_further(worker);
+        }
         for verdict in self.stragglers.judge(self.now) {
             self.judged(&verdict);
         }

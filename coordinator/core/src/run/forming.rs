@@ -153,10 +153,21 @@ impl Run {
         if !self.settings.test_only {
             self.persist(Fact::Formed { generation, world, position });
         }
+        let begins_a_line = restore.is_some()
+            || !chosen.get(source.0 as usize).and_then(|id| self.members.get(*id)).is_some_and(|m| m.in_line);
+        if begins_a_line {
+            // Whoever takes the source's state holds it, whoever does not holds another: both at this position, perhaps.
+            self.members.iter_mut().for_each(|(_, m)| m.in_line = false);
+        }
         let holds_it = |m: &Member| m.in_line && m.held == Some(position);
         let all_hold_it = chosen.iter().filter_map(|id| self.members.get(*id)).all(holds_it);
         let addresses: Vec<String> =
             chosen.iter().filter_map(|id| Some(self.members.get(*id)?.hello.ring_address.clone())).collect();
+        // What lies ahead of those that stand by is not going to be written.
+        let (ring, members) = (&self.ring, &self.members);
+        self.duties.forget_what_lies_ahead(|writer, at| {
+            !ring.contains_key(&writer) && members.get(writer).is_none_or(|m| m.held < Some(at))
+        });
         let token = Token::of(&self.settings.secret, generation);
         self.decide(format!("generation {generation}: {}, {origin}", counted(world)));
         for (rank, worker) in (0..world).zip(&chosen) {
@@ -201,20 +212,22 @@ impl Run {
     /// furthest, the newest checkpoint, the beginning. And that as words.
     fn source(&mut self, chosen: &[WorkerId]) -> (Rank, Option<Restore>, Position, String) {
         if let Some((worker, position)) = self.furthest()
+            && self.history.newest().is_none_or(|newest| newest.position <= self.as_saved(position))
             && let Some(rank) = chosen.iter().position(|id| *id == worker)
         {
             let who = self.members.get(worker).map_or(Rank(0), |m| m.rank);
+            self.fall_back(position);
             let origin = format!("going on in memory from worker {who} at {position}");
             return (Rank(rank as u32), None, position, origin);
         }
         if let Some(newest) = self.history.newest() {
             let (restore, position) = (Restore::from(newest), newest.position);
-            // What was validated after it will be done again.
-            self.history.validated.retain(|epoch, _| *epoch < position.epoch);
+            self.fall_back(position);
             let origin = format!("going on from checkpoint {} at {position}", restore.file);
             return (Rank(0), Some(restore), position, origin);
         }
         let position = self.beginning();
+        self.fall_back(position);
         let first = chosen.first().and_then(|id| self.members.get(*id)).map_or(Rank(0), |m| m.rank);
         let origin = match position.epoch {
             _ if self.settings.test_only => format!("evaluating the weights of worker {first}"),
@@ -223,6 +236,23 @@ impl Run {
             epoch => format!("starting afresh with epoch {}", epoch + 1),
         };
         (Rank(0), None, position, origin)
+    }
+
+    /// The end of an epoch may be saved as the beginning of the next.
+    pub(super) fn as_saved(&self, position: Position) -> Position {
+        match position.step >= self.steps_per_epoch() {
+            true => Position { epoch: position.epoch.saturating_add(1), step: 0 },
+            false => position,
+        }
+    }
+
+    /// What was validated after `position` will be done again: where that is not the newest state of the run, which is
+    /// lost.
+    fn fall_back(&mut self, position: Position) {
+        let position = self.as_saved(position);
+        if self.history.validated.range(position.epoch..).next().is_some() {
+            self.persist(Fact::FellBack { position });
+        }
     }
 
     /// Where a run without history begins.
@@ -305,7 +335,9 @@ impl Run {
             if let Some(member) = self.members.get_mut(worker)
                 && !self.ring.contains_key(&worker)
             {
-                member.held = held;
+                (member.held, member.in_line, member.unsettled) = (held, false, false);
+                self.has_answered(worker);
+                self.is_further(worker);
             }
             return;
         }
@@ -330,12 +362,40 @@ impl Run {
             }
             _ => self.regroup(words),
         }
+        self.has_answered(worker);
+    }
+
+    /// A worker is back, outside of the generation: where it holds more than the others, they go on from there; where it
+    /// was to leave, it may.
+    pub(super) fn is_further(&mut self, worker: WorkerId) {
+        let Some(member) = self.members.get(worker) else { return };
+        let leaving = member.leaving.is_some();
+        let at_work =
+            matches!(self.phase, Phase::Forming { .. } | Phase::Training { .. } | Phase::Validating(_));
+        let lost = !member.unsettled && !self.is_safe_without(worker);
+        if at_work && self.stopping.is_none() && lost {
+            let words = format!("{} is back, and has gone further than the others", member.describe());
+            self.decide(words.clone());
+            self.dissolve(words);
+        } else if leaving {
+            self.let_go_from_outside(worker);
+        }
+    }
+
+    /// One of those that were asked has said what it holds.
+    fn has_answered(&mut self, worker: WorkerId) {
         if let Phase::Gathering { asked, .. } = &mut self.phase
             && asked.remove(&worker)
         {
             self.stop_when_saved();
             self.try_form();
         }
+    }
+
+    /// The ranks of the generation that ends, and whoever has not yet said what it holds.
+    pub(super) fn those_to_ask(&self) -> BTreeSet<WorkerId> {
+        let unsettled = self.members.iter().filter(|(_, m)| m.unsettled).map(|(id, _)| id);
+        self.ring.keys().copied().chain(unsettled).collect()
     }
 
     /// Counts a formation that came to nothing, and says whether to try again.
@@ -347,7 +407,11 @@ impl Run {
         formations.failed += 1;
         let failed = formations.failed;
         let failing_for = self.now.saturating_sub(formations.failing_since);
-        if formations.trained_at.is_none() && failed >= FORMATIONS {
+        let beginning = Position { epoch: self.settings.start_epoch, step: 0 };
+        let anew = formations.trained_at.is_none()
+            && self.history.newest().is_none()
+            && self.members.iter().all(|(_, m)| m.held <= Some(beginning));
+        if anew && failed >= FORMATIONS {
             self.fail(format!("{FORMATIONS} generations in a row could not be formed: {words}"));
             return false;
         }
@@ -415,7 +479,7 @@ impl Run {
     pub(super) fn dissolve(&mut self, reason: String) {
         let asked: BTreeSet<_> = self.ring.keys().copied().collect();
         self.tell_to_leave(&asked, &reason);
-        self.phase = Phase::Gathering { since: self.now, asked };
+        self.phase = Phase::Gathering { since: self.now, asked: self.those_to_ask() };
         self.reason = reason;
     }
 

@@ -9,30 +9,41 @@ use crate::{Observation, Position, Standing, ToWorker, WorkerId};
 impl Run {
     /// A worker that has been here before has taken a seat.
     pub(super) fn is_back(&mut self, worker: WorkerId, standing: &Standing) {
-        let Phase::Reuniting { world, .. } = self.phase else {
-            if standing.in_ring {
-                // What it is in is over.
-                let (generation, reason) = (standing.generation, "the others have gone on without it".into());
-                self.send(worker, ToWorker::Dissolve { generation, reason });
-            }
-            return;
-        };
-        if standing.generation != self.generation || standing.world != world {
-            return;
-        }
-        if let Some(member) = self.members.get_mut(worker) {
-            member.in_line = standing.held.is_some();
+        let Phase::Reuniting { world, .. } = self.phase else { return self.settle(worker) };
+        let taken = self.ring.values().any(|rank| *rank == standing.rank);
+        if standing.generation != self.generation
+            || standing.world != world
+            || taken
+            || standing.rank.0 >= world
+        {
+            return self.settle(worker);
         }
         if !standing.in_ring {
             let who = self.describe(worker);
+            self.settle(worker);
             return self
                 .end_reunion(format!("the ring broke while the coordinator was away: {who} has left it"));
+        }
+        if let Some(member) = self.members.get_mut(worker) {
+            member.in_line = standing.held.is_some();
         }
         self.ring.insert(worker, standing.rank);
         let ranks: BTreeSet<_> = self.ring.values().collect();
         if ranks.len() as u32 == world {
             self.take_up();
         }
+    }
+
+    /// Has a worker that is back leave what it is in, and asks what it holds: since it said so it may have trained on, or
+    /// followed an order of before.
+    fn settle(&mut self, worker: WorkerId) {
+        let Some(member) = self.members.get_mut(worker) else { return };
+        member.unsettled = true;
+        if let Phase::Gathering { asked, .. } = &mut self.phase {
+            asked.insert(worker);
+        }
+        let (generation, reason) = (self.generation, "the others have gone on without it".into());
+        self.send(worker, ToWorker::Dissolve { generation, reason });
     }
 
     /// All are back and their ring stands: it is as if nothing had been.
@@ -51,6 +62,9 @@ impl Run {
         self.formations.trained_at = Some(self.now);
         self.epoch_began = self.now;
         let Position { epoch, step } = furthest;
+        if epoch >= self.settings.epochs {
+            return self.save_and_finish();
+        }
         let end = self.steps_per_epoch();
         if step >= end || self.settings.test_only {
             self.observe(Observation::Started { position: furthest });

@@ -146,20 +146,29 @@ impl Run {
         }
     }
 
-    /// Ends the run once nothing is left to be committed.
+    /// Ends the run once the state of its end is committed, and what is to be kept as the best.
     pub(super) fn save_and_finish(&mut self) {
         self.phase = Phase::Saving;
         self.reason = "the last checkpoint is being written".into();
-        if !self.duties.is_empty() {
-            return;
+        if self.is_complete() {
+            if !self.duties.writes_the_best() {
+                self.persist(Fact::Finished);
+                self.end(Outcome::Done);
+            }
+        } else if self.duties.is_empty() {
+            if self.stopping.is_some() {
+                return self.stopped();
+            }
+            let end = Position { epoch: self.settings.epochs, step: 0 };
+            if self.assign_checkpoint(end, false, None).is_none() {
+                self.regroup("nobody is left to write the last checkpoint".into());
+            }
         }
-        let complete =
-            self.history.newest().is_some_and(|newest| newest.position.epoch >= self.settings.epochs);
-        if self.stopping.is_some() && !complete {
-            return self.stopped();
-        }
-        self.persist(Fact::Finished);
-        self.end(Outcome::Done);
+    }
+
+    /// Whether the end of the run is saved.
+    pub(super) fn is_complete(&self) -> bool {
+        self.history.newest().is_some_and(|newest| newest.position.epoch >= self.settings.epochs)
     }
 
     pub(super) fn stop(&mut self, reason: String) {

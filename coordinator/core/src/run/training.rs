@@ -37,7 +37,10 @@ impl Run {
 
     fn train(&mut self, position: Position) {
         self.phase = Phase::Training { epoch: position.epoch, done: BTreeSet::new() };
-        self.shown = Some(position);
+        if self.shown.replace(position).is_none() {
+            // Nothing has been shown since this coordinator was away.
+            self.observe(Observation::Started { position });
+        }
         if position.step == 0 {
             self.epoch_began = self.now;
             self.epoch_skipped = 0;
@@ -87,7 +90,14 @@ impl Run {
     }
 
     /// Shows the steps that have not been shown; every rank reports the same numbers.
-    pub(super) fn show(&mut self, steps: &[StepReport]) {
+    pub(crate) fn show(&mut self, steps: &[StepReport]) {
+        let after = |p: Position| self.as_saved(Position { step: p.step.saturating_add(1), ..p });
+        // A worker that was given another's state has not done the steps that led to it.
+        let gap = steps.windows(2).rposition(|pair| after(pair[0].position) != pair[1].position);
+        let steps = match (self.shown, gap) {
+            (None, Some(gap)) => &steps[gap + 1..],
+            _ => steps,
+        };
         for step in steps {
             match self.shown {
                 Some(shown) if step.position < shown => continue,

@@ -191,7 +191,7 @@ impl Trainer<'_> {
 
     /// Says how far this rank is; the first one says what the steps were like, as they are the same on all. A
     /// coordinator that is away is told when it is back, and again what may have been on its way.
-    fn report(&mut self, reporter: bool) {
+    pub(super) fn report(&mut self, reporter: bool) {
         let (Some(position), Some(stream)) = (self.held, self.session.shared().stream()) else { return };
         if self.reported_to.replace(stream).is_some_and(|before| before != stream) {
             self.unreported = self.recent.len();
@@ -263,12 +263,15 @@ impl Trainer<'_> {
         }
         Ok(Next::Continue)
     }
-    /// As [`Self::heed_waiting`] within the epoch that is trained: to end with a step is what the next step does, and
-    /// to train is what is being done.
+
+    /// As [`Self::heed_waiting`] within the epoch that is trained: to end with a step is what the next step does, if there
+    /// is one, and to train is what is being done.
     fn heed_while_training(&mut self, generation: Generation) -> Result<Next, TrainError> {
+        let end = self.steps_per_epoch();
         while let Some(order) = self.session.waiting_order()? {
+            let has_next_step = self.held.is_some_and(|held| held.step < end);
             match order {
-                ToWorker::Drain { .. } => continue,
+                ToWorker::Drain { .. } if has_next_step => continue,
                 ToWorker::Train { generation: again, .. } if again == generation => continue,
                 order => match self.heed(order)? {
                     Next::Continue => {}
