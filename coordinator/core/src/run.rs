@@ -1,13 +1,14 @@
 //! The run: one value that every event changes and every command comes from.
 //!
 //! This file holds the state and says what each event means; what happens within a phase stands in
-//! `run/forming.rs` (from workers to a generation), `run/changing.rs` (newcomers, those that leave, slow ranks),
-//! `run/reuniting.rs` (a coordinator that was away), `run/training.rs` (steps, validation, epochs) and
-//! `run/saving.rs` (checkpoints and the end).
+//! `run/forming.rs` (from workers to a generation), `run/dissolving.rs` (and back), `run/changing.rs` (newcomers,
+//! those that leave, slow ranks), `run/reuniting.rs` (a coordinator that was away), `run/training.rs` (steps,
+//! validation, epochs) and `run/saving.rs` (checkpoints and the end).
 
 mod changing;
 #[cfg(test)]
 mod consistency;
+mod dissolving;
 mod forming;
 mod reuniting;
 mod saving;

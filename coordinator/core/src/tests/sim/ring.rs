@@ -94,11 +94,11 @@ impl World {
             self.workers.get(id).is_some_and(|worker| matches!(worker.work, Work::Joining) && !worker.frozen)
         };
         let mut linked = ring.linked.clone();
-        for rank in 0..world {
+        for (rank, linked) in linked.iter_mut().enumerate() {
             let next = (rank + 1) % world;
             let (Some(a), Some(b)) = (ring.joined[rank], ring.joined[next]) else { continue };
             let here = !ring.left[rank] && !ring.left[next];
-            linked[rank] |= here && looking(&a) && looking(&b) && !self.is_silent(a, b);
+            *linked |= here && looking(&a) && looking(&b) && !self.is_silent(a, b);
         }
         let members = ring.joined.clone();
         if let Some(ring) = self.rings.get_mut(&generation) {
@@ -141,11 +141,9 @@ impl World {
         });
         match pending {
             // It may have been through before the others were gone.
-            Some(Pending::Done) if left || broken => {
-                if self.rng.one_in(2) {
-                    let delay = self.rng.between(1, 30);
-                    self.wait(id, Pending::Lost, delay);
-                }
+            Some(Pending::Done) if (left || broken) && self.rng.one_in(2) => {
+                let delay = self.rng.between(1, 30);
+                self.wait(id, Pending::Lost, delay);
             }
             Some(Pending::Done) => {}
             _ if left => {
