@@ -3,51 +3,76 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use relabel_proto::security::{Access, Unreached};
 use relabel_proto::v1::admin_client::AdminClient;
 use relabel_proto::v1::{SaveRequest, StatusReply, StatusRequest, StopRequest};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 use crate::cli::{CheckpointArgs, StatusArgs, StopArgs, Target};
 
 /// Newest decisions that a table shows.
 const DECISIONS: usize = 8;
 
-async fn connect(target: &Target) -> Result<AdminClient<Channel>> {
-    let url = &target.coordinator;
-    let endpoint = Endpoint::from_shared(url.clone())
-        .with_context(|| format!("`{url}` is not an address: it should look like http://host:4747"))?
-        .connect_timeout(Duration::from_secs(5))
-        .timeout(Duration::from_secs(10));
-    let channel = endpoint.connect().await.map_err(|_| {
-        anyhow::anyhow!("no coordinator answers at {url}: name it with --coordinator, or start one")
-    })?;
-    Ok(AdminClient::new(channel))
+/// Longest wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The operator's end of a connection.
+struct Operator {
+    access: Access,
+    client: AdminClient<Channel>,
+}
+
+impl Operator {
+    async fn connect(target: &Target) -> Result<Self> {
+        let access = target.access.to(&target.coordinator)?;
+        let channel = access.connect(PATIENCE, Some(PATIENCE)).await.map_err(|error| match error {
+            Unreached::Mistrust(words) => anyhow::anyhow!(words),
+            Unreached::Absent(_) => anyhow::anyhow!(
+                "no coordinator answers at {}: name it with --coordinator, or start one",
+                access.url()
+            ),
+        })?;
+        Ok(Self { access, client: AdminClient::new(channel) })
+    }
+
+    /// A refusal in the coordinator's words, or what the connection broke of.
+    fn failed(&self, status: Status) -> anyhow::Error {
+        let words = self.access.mistrust(&status);
+        let words = words.unwrap_or_else(|| relabel_proto::sentence(status.message()));
+        match status.code() {
+            Code::Unauthenticated | Code::PermissionDenied | Code::FailedPrecondition => {
+                anyhow::anyhow!("the coordinator refused this: {words}")
+            }
+            _ => anyhow::anyhow!(words),
+        }
+    }
 }
 
 /// Asks for the run to end after a checkpoint.
 pub async fn stop(args: StopArgs) -> Result<ExitCode> {
-    let request = StopRequest { reason: args.reason };
-    let mut client = connect(&args.target).await?;
-    client.stop(request).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
+    let mut operator = Operator::connect(&args.target).await?;
+    let request = operator.access.request(StopRequest { reason: args.reason });
+    operator.client.stop(request).await.map_err(|status| operator.failed(status))?;
     println!("the run will stop after a checkpoint");
     Ok(ExitCode::SUCCESS)
 }
 
 /// Asks for a checkpoint.
 pub async fn checkpoint(args: CheckpointArgs) -> Result<ExitCode> {
-    let request = SaveRequest { reason: args.reason };
-    let mut client = connect(&args.target).await?;
-    client.save(request).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
+    let mut operator = Operator::connect(&args.target).await?;
+    let request = operator.access.request(SaveRequest { reason: args.reason });
+    operator.client.save(request).await.map_err(|status| operator.failed(status))?;
     println!("a checkpoint will be written at the next step");
     Ok(ExitCode::SUCCESS)
 }
 
 /// Prints how the run is doing.
 pub async fn status(args: StatusArgs) -> Result<ExitCode> {
-    let mut client = connect(&args.target).await?;
-    let reply =
-        client.status(StatusRequest {}).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
+    let mut operator = Operator::connect(&args.target).await?;
+    let request = operator.access.request(StatusRequest {});
+    let reply = operator.client.status(request).await.map_err(|status| operator.failed(status))?;
     let status = reply.into_inner();
     if args.json {
         println!("{}", serde_json::to_string_pretty(&json(&status))?);

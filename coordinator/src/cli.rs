@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use relabel_config::LabelOptions;
 use relabel_proto::DEFAULT_PORT;
+use relabel_proto::security::AdminAccess;
 
 use crate::config::{ConfigFile, help};
+use crate::security::SecurityArgs;
 
 /// Own a training run: hand out epochs, shards and duties to workers.
 ///
@@ -63,6 +65,8 @@ pub struct RunArgs {
     /// Address to listen on [default: 0.0.0.0:4747; with --local a free port of 127.0.0.1]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
+    #[command(flatten)]
+    pub security: SecurityArgs,
 }
 
 impl RunArgs {
@@ -101,6 +105,8 @@ pub struct LabelArgs {
     /// Address to listen on [default: 0.0.0.0:4747; with --local a free port of 127.0.0.1]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
+    #[command(flatten)]
+    pub security: SecurityArgs,
 }
 
 impl LabelArgs {
@@ -115,6 +121,8 @@ pub struct Target {
     /// Address of the run's coordinator
     #[arg(long, value_name = "URL", env = "RELABEL_COORDINATOR", default_value = "http://127.0.0.1:4747")]
     pub coordinator: String,
+    #[command(flatten)]
+    pub access: AdminAccess,
 }
 
 #[derive(Args)]

@@ -5,6 +5,7 @@
 //! - [`driver`] is the one task that owns the core; [`service`] is its gRPC side.
 //! - [`report`] shows what the core observes, through [`progress`] and [`metrics`].
 //! - `launch` starts and watches workers on this machine.
+//! - [`security`] is the port: who may come to it, and how much of them.
 //! - `admin` is the other side: `coordinator status`, `stop` and `checkpoint`.
 //! - `label` has workers make label maps in place of a run.
 
@@ -20,6 +21,7 @@ pub mod progress;
 pub mod report;
 mod run;
 mod run_dir;
+pub mod security;
 pub mod service;
 
 use std::io::IsTerminal;
@@ -59,7 +61,9 @@ pub fn main() -> ExitCode {
         Some(Command::Label(args)) => runtime.block_on(label::run(*args, screen)),
     };
     ended.unwrap_or_else(|error| {
-        let usage = error.is::<run_dir::RunDirError>() || error.is::<config::ConfigError>();
+        let usage = error.is::<run_dir::RunDirError>()
+            || error.is::<config::ConfigError>()
+            || error.is::<relabel_proto::security::SecurityError>();
         fail(if usage { USAGE } else { 1 }, &error)
     })
 }

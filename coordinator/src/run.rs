@@ -1,15 +1,13 @@
 //! A run from its command line to its exit code: folder, journal, server, driver, and what can end it.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use relabel_config::{Config, Stragglers};
 use relabel_core::{Event, Fact, Outcome, Run, Settings, StragglerAction, StragglerPolicy};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::Routes;
 
 use crate::cli::RunArgs;
 use crate::config;
@@ -18,6 +16,7 @@ use crate::launch::{self, Local, Task};
 use crate::progress::Screen;
 use crate::report::Report;
 use crate::run_dir::{RunDir, Start};
+use crate::security::{Entrance, Role};
 use crate::service;
 
 /// How long workers may take to leave after the run is over.
@@ -31,8 +30,7 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
         true => None,
         false => Some(config::load(None, file, config::environment(), overrides)?),
     };
-    let listener = listen(args.listen()).await?;
-    let address = listener.local_addr().context("cannot tell the address that was bound")?;
+    let entrance = Entrance::open(&args.security, args.listen(), args.local).await?;
     let start = fresh.as_ref().map_or(Start::Resumed, |fresh| Start::New { arch: &fresh.config.model.arch });
     let mut folder = RunDir::open(args.run_dir.as_deref(), start)?;
     let mut resolved = match (fresh, &folder.began) {
@@ -81,30 +79,29 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
         run_dir: run_dir.display().to_string(),
         config: serde_json::to_string(&config).context("cannot write the configuration for the workers")?,
     };
+    let dead_after = settings.dead_after;
     let core = Run::new(settings, folder.history);
     let report = Report::new(folder.path.clone(), config, screen.clone());
     let (driver, queue) = Driver::new(core, terms, folder.journal, report);
     let (session, admin) = service::services(&queue, &run_id, &run_dir.display().to_string());
     let (over, until_over) = tokio::sync::oneshot::channel::<()>();
-    let server = tonic::transport::Server::builder()
-        .tcp_nodelay(true)
-        .add_service(session)
-        .add_service(admin)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
-            // Dropped or sent, it is over.
-            let _ = until_over.await;
-        });
-    let server = tokio::spawn(server);
+    let routes = Routes::new(entrance.only_for(Role::Worker, session));
+    let routes = routes.add_service(entrance.only_for(Role::Admin, admin));
+    let (address, invitation) = (entrance.address(), entrance.invitation());
+    let home = entrance.for_children().cloned();
+    let server = tokio::spawn(entrance.serve(routes, dead_after, async {
+        // Dropped or sent, it is over.
+        let _ = until_over.await;
+    }));
 
     tracing::info!("run {run_id} in {}, listening on {address}", folder.path.display());
-    let mut local = match worker {
-        Some(program) => Some(
-            Local::start(program, Task::Train, args.workers, args.least(), args.threads, address, &run_dir)
+    let mut local = match worker.zip(home) {
+        Some((program, home)) => Some(
+            Local::start(program, Task::Train, args.workers, args.least(), args.threads, &home, &run_dir)
                 .await?,
         ),
         None => {
-            let port = address.port();
-            tracing::info!("waiting for {} workers: worker --coordinator http://HOST:{port}", args.workers);
+            tracing::info!("waiting for {} workers: worker {invitation}", args.workers);
             None
         }
     };
@@ -167,18 +164,6 @@ async fn watch(local: Option<&mut Local>) -> String {
         Some(local) => local.watch().await,
         None => std::future::pending().await,
     }
-}
-
-/// Opens the port for workers.
-pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
-            "port {} is in use, perhaps by another coordinator: choose another with --listen {}:PORT",
-            address.port(),
-            address.ip()
-        ),
-        _ => anyhow::anyhow!("cannot listen on {address}: {error}"),
-    })
 }
 
 /// Gives a new run its name and seed and writes its first fact; a resumed run has them.

@@ -15,6 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::driver::{Input, Queue};
+use crate::security::limits::Paced;
 
 /// How long a stream may stay open without its Hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
@@ -55,7 +56,7 @@ impl Session for SessionService {
         &self,
         request: Request<Streaming<v1::WorkerMessage>>,
     ) -> Result<Response<Self::JoinStream>, Status> {
-        let mut inbound = request.into_inner();
+        let mut inbound = Paced::new(request.into_inner());
         let first = tokio::time::timeout(HELLO_DEADLINE, inbound.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no Hello came"))??
@@ -82,7 +83,7 @@ impl Session for SessionService {
 }
 
 /// Turns what a worker says into events, until its stream ends.
-async fn listen(worker: WorkerId, mut inbound: Streaming<v1::WorkerMessage>, queue: Queue) {
+async fn listen(worker: WorkerId, mut inbound: Paced<v1::WorkerMessage>, queue: Queue) {
     let reason = loop {
         let message = match inbound.message().await {
             Ok(Some(message)) => relabel_proto::from_worker(message),
@@ -126,7 +127,7 @@ impl Admin for AdminService {
 
 /// The reason that a caller gave, or what stands for it.
 fn reason(given: String) -> String {
-    if given.is_empty() { "asked by an operator".into() } else { given }
+    if given.is_empty() { "asked by an operator".into() } else { relabel_proto::sentence(&given) }
 }
 
 fn invalid(error: relabel_proto::Invalid) -> Status {

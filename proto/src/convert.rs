@@ -5,6 +5,7 @@ use std::time::Duration;
 use relabel_core as core;
 use relabel_core::{DutyId, Formation, FromWorker, Generation, Outcome, Position, Rank, ToWorker, Token};
 
+use crate::text::{address, file_name, folder, name, sentence, word};
 use crate::v1;
 use crate::v1::coordinator_message::Message as Down;
 use crate::v1::worker_message::Message as Up;
@@ -54,9 +55,16 @@ pub fn hello(message: v1::WorkerMessage) -> Result<FirstMessage, Invalid> {
         return Err(Invalid::Unexpected("the first message was no Hello: another message"));
     };
     let v1::Hello { version, rank, host, pid, device, ring_address, instance, standing } = hello;
-    let standing = standing.map(TryInto::try_into).transpose()?;
-    let hello = core::Hello { rank: rank.map(Rank), host, pid, device, ring_address, instance, standing };
-    Ok(FirstMessage { version, hello })
+    let hello = core::Hello {
+        rank: rank.map(Rank),
+        host: name(host, "Hello.host")?,
+        pid,
+        device: name(device, "Hello.device")?,
+        ring_address: address(ring_address, "Hello.ring_address")?,
+        instance,
+        standing: standing.map(TryInto::try_into).transpose()?,
+    };
+    Ok(FirstMessage { version: word(version, "Hello.version")?, hello })
 }
 
 /// Any later message of a worker.
@@ -66,9 +74,9 @@ pub fn from_worker(message: v1::WorkerMessage) -> Result<FromWorker, Invalid> {
         Up::Heartbeat(v1::Heartbeat {}) => FromWorker::Heartbeat,
         Up::Indexed(m) => FromWorker::Indexed(core::Dataset {
             train_samples: m.train_samples,
-            train_fingerprint: m.train_fingerprint,
+            train_fingerprint: word(m.train_fingerprint, "Indexed.train_fingerprint")?,
             val_samples: m.val_samples,
-            val_fingerprint: m.val_fingerprint,
+            val_fingerprint: word(m.val_fingerprint, "Indexed.val_fingerprint")?,
             classes: m.classes,
         }),
         Up::Ready(m) => FromWorker::Ready {
@@ -76,9 +84,11 @@ pub fn from_worker(message: v1::WorkerMessage) -> Result<FromWorker, Invalid> {
             held: required(m.held, "Ready.held")?.into(),
             epoch_loss: m.epoch_loss,
         },
-        Up::RestoreFailed(m) => {
-            FromWorker::RestoreFailed { generation: Generation(m.generation), file: m.file, reason: m.reason }
-        }
+        Up::RestoreFailed(m) => FromWorker::RestoreFailed {
+            generation: Generation(m.generation),
+            file: file_name(m.file)?,
+            reason: sentence(&m.reason),
+        },
         Up::Progress(m) => FromWorker::Progress {
             generation: Generation(m.generation),
             position: required(m.position, "Progress.position")?.into(),
@@ -94,7 +104,7 @@ pub fn from_worker(message: v1::WorkerMessage) -> Result<FromWorker, Invalid> {
             generation: Generation(m.generation),
             held: m.held.map(Into::into),
             steps: steps(m.steps)?,
-            reason: m.reason,
+            reason: sentence(&m.reason),
             blamed: m.blamed.map(Rank),
         },
         Up::Validating(m) => FromWorker::Validating { generation: Generation(m.generation), done: m.done },
@@ -113,13 +123,15 @@ pub fn from_worker(message: v1::WorkerMessage) -> Result<FromWorker, Invalid> {
             written: core::Written {
                 file: file_name(m.file)?,
                 bytes: m.bytes,
-                blake3: m.blake3,
+                blake3: word(m.blake3, "CheckpointWritten.blake3")?,
                 position: required(m.position, "CheckpointWritten.position")?.into(),
             },
         },
-        Up::CheckpointFailed(m) => FromWorker::CheckpointFailed { duty: DutyId(m.duty), reason: m.reason },
-        Up::Fault(m) => FromWorker::Fault { reason: m.reason },
-        Up::Leaving(m) => FromWorker::Leaving { reason: m.reason },
+        Up::CheckpointFailed(m) => {
+            FromWorker::CheckpointFailed { duty: DutyId(m.duty), reason: sentence(&m.reason) }
+        }
+        Up::Fault(m) => FromWorker::Fault { reason: sentence(&m.reason) },
+        Up::Leaving(m) => FromWorker::Leaving { reason: sentence(&m.reason) },
     })
 }
 
@@ -136,14 +148,6 @@ pub(crate) fn ordered<T: PartialOrd + ToString>(
         return Err(Invalid::Range { field, value: format!("{}..{}", first.to_string(), end.to_string()) });
     }
     Ok(first..end)
-}
-
-/// A name within a folder: what a peer sends must not reach outside of it.
-fn file_name(name: String) -> Result<String, Invalid> {
-    let plain = !name.is_empty()
-        && !name.starts_with('.')
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
-    if plain { Ok(name) } else { Err(Invalid::Range { field: "file", value: name }) }
 }
 
 /// What the worker is told first, on the wire.
@@ -167,9 +171,9 @@ pub fn to_worker(message: v1::CoordinatorMessage) -> Result<Told, Invalid> {
             return Ok(Told::Welcome(Welcome {
                 rank: Rank(m.rank),
                 world: m.world,
-                run_id: m.run_id,
+                run_id: name(m.run_id, "Welcome.run_id")?,
                 config: m.config,
-                run_dir: m.run_dir,
+                run_dir: folder(m.run_dir, "Welcome.run_dir")?,
             }));
         }
         Down::Form(m) => ToWorker::Form(formation(m)?),
@@ -190,16 +194,20 @@ pub fn to_worker(message: v1::CoordinatorMessage) -> Result<Told, Invalid> {
         Down::Remove(m) => {
             ToWorker::Remove { files: m.files.into_iter().map(file_name).collect::<Result<_, _>>()? }
         }
-        Down::Dissolve(m) => ToWorker::Dissolve { generation: Generation(m.generation), reason: m.reason },
-        Down::Drain(m) => ToWorker::Drain { generation: Generation(m.generation), reason: m.reason },
-        Down::Release(m) => ToWorker::Release { reason: m.reason },
+        Down::Dissolve(m) => {
+            ToWorker::Dissolve { generation: Generation(m.generation), reason: sentence(&m.reason) }
+        }
+        Down::Drain(m) => {
+            ToWorker::Drain { generation: Generation(m.generation), reason: sentence(&m.reason) }
+        }
+        Down::Release(m) => ToWorker::Release { reason: sentence(&m.reason) },
         Down::Finish(m) => ToWorker::Finish {
             outcome: match required(m.outcome, "Finish.outcome")? {
                 v1::finish::Outcome::Done(_) => Outcome::Done,
                 v1::finish::Outcome::Interrupted(i) => {
-                    Outcome::Interrupted { reason: i.reason, saved: i.saved.map(Into::into) }
+                    Outcome::Interrupted { reason: sentence(&i.reason), saved: i.saved.map(Into::into) }
                 }
-                v1::finish::Outcome::Failed(f) => Outcome::Failed { reason: f.reason },
+                v1::finish::Outcome::Failed(f) => Outcome::Failed { reason: sentence(&f.reason) },
             },
         },
     }))
@@ -220,13 +228,15 @@ fn formation(m: v1::Form) -> Result<Formation, Invalid> {
         rank: seat(m.rank, "Form.rank")?,
         source: seat(m.source, "Form.source")?,
         world,
-        previous: m.previous,
-        next: m.next,
+        previous: address(m.previous, "Form.previous")?,
+        next: address(m.next, "Form.next")?,
         transfer: m.transfer,
         token: Token(token),
         shard: ordered(m.shard_first, m.shard_end, "Form.shard_first..shard_end")?,
         restore: match m.restore {
-            Some(r) => Some(core::Restore { file: file_name(r.file)?, blake3: r.blake3 }),
+            Some(r) => {
+                Some(core::Restore { file: file_name(r.file)?, blake3: word(r.blake3, "Restore.blake3")? })
+            }
             None => None,
         },
         position: required(m.position, "Form.position")?.into(),
@@ -241,7 +251,7 @@ impl TryFrom<v1::Standing> for core::Standing {
             return Err(Invalid::Range { field: "Standing.rank", value: m.rank.to_string() });
         }
         Ok(core::Standing {
-            run_id: m.run_id,
+            run_id: name(m.run_id, "Standing.run_id")?,
             generation: Generation(m.generation),
             rank: Rank(m.rank),
             world: m.world,

@@ -9,6 +9,7 @@ use relabel_core::labelling::{FromLabeller, RangeReport, Seen};
 
 use crate::Invalid;
 use crate::convert::{duration, ordered, required};
+use crate::text::{name, sentence, word};
 use crate::v1;
 use crate::v1::label_coordinator_message::Message as Down;
 use crate::v1::label_worker_message::Message as Up;
@@ -60,7 +61,11 @@ impl From<FromLabeller> for v1::LabelWorkerMessage {
 /// The first message of a worker that labels: a LabelHello and nothing else.
 pub fn label_hello(message: v1::LabelWorkerMessage) -> Result<LabelHello, Invalid> {
     match message.message {
-        Some(Up::Hello(v1::LabelHello { version, host, pid })) => Ok(LabelHello { version, host, pid }),
+        Some(Up::Hello(v1::LabelHello { version, host, pid })) => Ok(LabelHello {
+            version: word(version, "LabelHello.version")?,
+            host: name(host, "LabelHello.host")?,
+            pid,
+        }),
         _ => Err(Invalid::Unexpected("the first message was no LabelHello: another message")),
     }
 }
@@ -72,13 +77,18 @@ pub fn from_labeller(message: v1::LabelWorkerMessage) -> Result<FromLabeller, In
         Up::Alive(v1::LabelAlive {}) => FromLabeller::Alive,
         Up::Ready(v1::LabelReady { samples, fingerprint, recipe }) => {
             number(samples, "LabelReady.samples")?;
-            FromLabeller::Ready(Seen { samples, fingerprint, recipe })
+            FromLabeller::Ready(Seen {
+                samples,
+                fingerprint: word(fingerprint, "LabelReady.fingerprint")?,
+                recipe: word(recipe, "LabelReady.recipe")?,
+            })
         }
         Up::Done(v1::LabelDone { first, end, made, there, unreadable }) => {
             let range = ordered(first, end, "LabelDone.first..end")?;
+            let unreadable = unreadable.iter().map(|line| sentence(line)).collect();
             FromLabeller::Done(RangeReport { range, made, there, unreadable })
         }
-        Up::Fault(v1::LabelFault { reason }) => FromLabeller::Fault(reason),
+        Up::Fault(v1::LabelFault { reason }) => FromLabeller::Fault(sentence(&reason)),
     })
 }
 
@@ -112,7 +122,7 @@ pub fn to_labeller(message: v1::LabelCoordinatorMessage) -> Result<ToLabeller, I
             let end = number(end, "LabelRange.end")?;
             ToLabeller::Range(ordered(number(first, "LabelRange.first")?, end, "LabelRange.first..end")?)
         }
-        Down::Over(v1::LabelOver { reason }) => ToLabeller::Over(reason),
+        Down::Over(v1::LabelOver { reason }) => ToLabeller::Over(reason.as_deref().map(sentence)),
     })
 }
 
@@ -219,6 +229,10 @@ mod tests {
     #[test]
     fn nonsense_is_refused_and_named() {
         assert!(label_hello(FromLabeller::Alive.into()).is_err(), "a LabelHello must come first");
+        let forged = LabelHello { version: "1".into(), host: "h\nINFO all is done".into(), pid: 7 };
+        assert!(
+            label_hello(forged.into()).unwrap_err().to_string().starts_with("LabelHello.host is `h\\nINFO")
+        );
         let seen = Seen { samples: 1 << 32, fingerprint: String::new(), recipe: String::new() };
         let error = from_labeller(FromLabeller::Ready(seen).into()).unwrap_err();
         assert!(error.to_string().contains("LabelReady.samples"), "{error}");

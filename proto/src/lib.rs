@@ -5,7 +5,9 @@
 
 mod convert;
 mod labelling;
+pub mod security;
 mod status;
+mod text;
 
 /// Generated from `proto/relabel/v1/*.proto`.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used)]
@@ -16,6 +18,7 @@ pub mod v1 {
 pub use convert::{FirstMessage, Invalid, Told, Welcome, from_worker, hello, to_worker, welcome};
 pub use labelling::{LabelHello, ToLabeller, from_labeller, label_hello, to_labeller};
 pub use status::status;
+pub use text::sentence;
 
 /// The version that coordinator and workers must share: the protocol and the meaning of every option
 /// move with it.

@@ -214,7 +214,7 @@ fn a_coordinator_that_is_not_there() {
 
     let mut worker = Command::new(program("worker"));
     worker.args(["--coordinator", "not an address"]);
-    assert_says(run(worker).last_line(1), &["not an address"]);
+    assert_says(run(worker).last_line(2), &["not an address"]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use relabel_proto::security::WorkerAccess;
 
 /// Train as one rank of a run, or use one of the tools.
 ///
@@ -45,6 +46,8 @@ pub struct TrainArgs {
     /// Address of the coordinator
     #[arg(long, value_name = "URL", env = "RELABEL_COORDINATOR", default_value = "http://127.0.0.1:4747")]
     pub coordinator: String,
+    #[command(flatten)]
+    pub access: WorkerAccess,
     /// Rank to take; left out, the first free one
     #[arg(long, value_name = "N")]
     pub rank: Option<u32>,

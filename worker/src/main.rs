@@ -25,7 +25,12 @@ fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {}", one_line(&error));
-        ExitCode::FAILURE
+        // Wrong usage has a code of its own.
+        if error.is::<relabel_proto::security::SecurityError>() {
+            ExitCode::from(2)
+        } else {
+            ExitCode::FAILURE
+        }
     })
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use relabel_config::Config;
 use relabel_core::{FromWorker, Hello, Outcome, Rank, ToWorker};
+use relabel_proto::security::Access;
 use worker::session::{self, Session};
 use worker::train::trainer::{Ended, Setup, TrainError, Trainer};
 
@@ -28,7 +29,8 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     let threads = args.threads.unwrap_or(cores).max(1);
     worker::torch::set_num_threads(threads);
 
-    let (listener, ring_address) = ring_listener(&args)?;
+    let access = args.access.to(&args.coordinator)?;
+    let (listener, ring_address) = ring_listener(&args, &access)?;
     let host = hostname::get().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned());
     let pid = std::process::id();
     let mut instance = [0; 8];
@@ -43,7 +45,7 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         standing: None,
     };
     let patience = Duration::from_secs(args.connect_timeout);
-    let (session, welcome) = Session::open(&args.coordinator, hello, patience)?;
+    let (session, welcome) = Session::open(&access, hello, patience)?;
     let config: Config =
         serde_json::from_str(&welcome.config).context("the coordinator's configuration cannot be read")?;
     let span = tracing::info_span!("worker", run_id = %welcome.run_id, rank = welcome.rank.0);
@@ -96,13 +98,12 @@ fn last_words(session: &Session, error: &TrainError) {
 
 /// Opens this rank's end of the ring, and says how its peers reach it: by `--advertise`, else by the
 /// address that this host uses towards the coordinator.
-fn ring_listener(args: &TrainArgs) -> Result<(TcpListener, String)> {
+fn ring_listener(args: &TrainArgs, access: &Access) -> Result<(TcpListener, String)> {
     let patience = Duration::from_secs(args.connect_timeout);
-    let local = local_address(session::resolve(&args.coordinator, patience)?);
-    let loopback = local.is_some_and(|ip| ip.is_loopback()) && args.advertise.is_none();
-    let bind = match (loopback, local) {
-        // Nobody else can be meant to reach it.
-        (true, Some(ip)) => ip,
+    let local = local_address(session::resolve(access, patience)?);
+    let bind = match (&args.advertise, local) {
+        // Nobody is told of another of this host's addresses.
+        (None, Some(ip)) => ip,
         (_, Some(IpAddr::V6(_))) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
     };

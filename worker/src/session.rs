@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use relabel_core::{FromWorker, Generation, Hello, ToWorker};
-use relabel_proto::Welcome;
+use relabel_proto::security::{Access, Unreached};
+use relabel_proto::{Welcome, sentence};
 use tokio::sync::mpsc;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::collective::AbortHandle;
@@ -22,14 +23,16 @@ pub use shared::{Place, Shared};
 /// Pauses between attempts to reach the coordinator: from the first, doubling, to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
 
+/// Silence of the connection after which the coordinator counts as gone: the default of `cluster.dead_after`, which is
+/// not known before it has answered.
+const DEAD_AFTER: Duration = Duration::from_secs(4);
+
 /// Reports that may wait for the network.
 const OUTBOX: usize = 1024;
 
 /// Why there is no session, or none any more.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    #[error("`{url}` is not the address of a coordinator: it should look like http://host:4747 ({reason})")]
-    Address { url: String, reason: String },
     #[error(
         "no coordinator answered at {url} within {} s (--connect-timeout): start it first, or name it with \
          --coordinator ({reason})",
@@ -38,6 +41,8 @@ pub enum SessionError {
     Unreachable { url: String, waited: Duration, reason: String },
     #[error("the coordinator refused this worker: {0}")]
     Refused(String),
+    #[error("{0}")]
+    Mistrust(String),
     #[error("the coordinator sent a message that makes no sense: {0}")]
     Nonsense(#[from] relabel_proto::Invalid),
     #[error("the coordinator is gone ({0}); start it again with the same command, then this worker")]
@@ -119,20 +124,18 @@ impl Fence {
 }
 
 impl Session {
-    /// Reaches the coordinator at `url`, retrying with growing pauses for up to `patience`, and is seated.
+    /// Reaches the coordinator by `access`, retrying with growing pauses for up to `patience`, and is seated.
     ///
     /// # Errors
-    /// If the address is wrong, nobody answers, or the worker is refused (another version, a rank that is
-    /// taken or does not exist, no free seat).
-    pub fn open(url: &str, hello: Hello, patience: Duration) -> Result<(Self, Welcome), SessionError> {
-        let endpoint = endpoint(url)?;
+    /// If nobody answers, the two do not trust each other, or the worker is refused (another token or version, a rank
+    /// that is taken or does not exist, no free seat).
+    pub fn open(access: &Access, hello: Hello, patience: Duration) -> Result<(Self, Welcome), SessionError> {
         let (orders_in, orders) = std_mpsc::channel();
         let (welcomed, welcome) = std_mpsc::channel();
         let (outbox, reports) = mpsc::channel(OUTBOX);
         let (fence, shared) = (Fence::default(), Shared::default());
         let link = link::Link {
-            url: url.to_string(),
-            endpoint,
+            access: access.clone(),
             hello,
             seat: None,
             reports,
@@ -188,17 +191,18 @@ impl Session {
 }
 
 /// Reaches the coordinator, retrying with growing pauses for up to `patience`.
-pub(crate) async fn connect(
-    endpoint: &Endpoint,
-    url: &str,
-    patience: Duration,
-) -> Result<Channel, SessionError> {
+///
+/// # Errors
+/// Nobody answers, or the two do not trust each other, which would be the same at every attempt.
+pub(crate) async fn connect(access: &Access, patience: Duration) -> Result<Channel, SessionError> {
+    let url = access.url();
     let began = Instant::now();
     let mut pause = PAUSES.0;
     loop {
-        let reason = match endpoint.connect().await {
+        let reason = match access.connect(DEAD_AFTER, None).await {
             Ok(channel) => return Ok(channel),
-            Err(error) => root_cause(&error),
+            Err(Unreached::Mistrust(words)) => return Err(SessionError::Mistrust(words)),
+            Err(Unreached::Absent(reason)) => reason,
         };
         if began.elapsed() + pause > patience {
             return Err(SessionError::Unreachable { url: url.to_owned(), waited: patience, reason });
@@ -209,48 +213,17 @@ pub(crate) async fn connect(
     }
 }
 
-/// Where `url` leads, and how a stream there is kept alive.
-///
-/// # Errors
-/// An address that cannot be.
-pub(crate) fn endpoint(url: &str) -> Result<Endpoint, SessionError> {
-    Ok(address(url)?
-        .connect_timeout(Duration::from_secs(5))
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(20))
-        .keep_alive_while_idle(true))
-}
-
-/// Where `url` leads; one without a scheme is taken for `http://`, one without a port for the default one.
-fn address(url: &str) -> Result<Endpoint, SessionError> {
-    let whole = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-    let wrong = |reason: String| SessionError::Address { url: url.into(), reason };
-    let endpoint = Endpoint::from_shared(whole).map_err(|error| wrong(root_cause(&error)))?;
-    match (endpoint.uri().scheme_str(), endpoint.uri().host()) {
-        (Some("http"), Some(host)) if !host.is_empty() => match endpoint.uri().port_u16() {
-            Some(_) => Ok(endpoint),
-            None => Endpoint::from_shared(format!("http://{host}:{}", relabel_proto::DEFAULT_PORT))
-                .map_err(|error| wrong(root_cause(&error))),
-        },
-        (Some("http"), _) => Err(wrong("it names no host".into())),
-        (scheme, _) => Err(wrong(format!("{} is not supported", scheme.unwrap_or("no scheme")))),
-    }
-}
-
-/// Waits until the host of `url` has an address, retrying like [`Session::open`]: a service's name may come
+/// Waits until the coordinator's host has an address, retrying like [`Session::open`]: a service's name may come
 /// after its users. The socket address of its first record.
 ///
 /// # Errors
-/// An address that cannot be, or a name that stays unknown for `patience`.
-pub fn resolve(url: &str, patience: Duration) -> Result<SocketAddr, SessionError> {
-    let endpoint = address(url)?;
-    let host = endpoint.uri().host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-    let port = endpoint.uri().port_u16().unwrap_or(relabel_proto::DEFAULT_PORT);
+/// A name that stays unknown for `patience`.
+pub fn resolve(access: &Access, patience: Duration) -> Result<SocketAddr, SessionError> {
+    let (url, (host, port)) = (access.url(), access.host_and_port());
     let began = Instant::now();
     let mut pause = PAUSES.0;
     loop {
-        let reason = match (host.as_str(), port).to_socket_addrs().map(|mut all| all.next()) {
+        let reason = match (host, port).to_socket_addrs().map(|mut all| all.next()) {
             Ok(Some(address)) => return Ok(address),
             Ok(None) => "the name has no address".to_owned(),
             Err(error) => error.to_string(),
@@ -265,24 +238,18 @@ pub fn resolve(url: &str, patience: Duration) -> Result<SocketAddr, SessionError
 }
 
 /// What the status means that a stream could not be opened with.
-pub(crate) fn refusal(status: Status) -> SessionError {
+pub(crate) fn refusal(access: &Access, status: Status) -> SessionError {
+    if let Some(words) = access.mistrust(&status) {
+        return SessionError::Mistrust(words);
+    }
     match status.code() {
         Code::Unimplemented => SessionError::Refused(
             "it does something else: `worker` trains with `coordinator`, `worker label` labels with `coordinator label`"
                 .into(),
         ),
         Code::Unavailable | Code::Unknown | Code::Cancelled => {
-            SessionError::Lost(status.message().to_string())
+            SessionError::Lost(sentence(status.message()))
         }
-        _ => SessionError::Refused(status.message().to_string()),
+        _ => SessionError::Refused(sentence(status.message())),
     }
-}
-
-/// The innermost cause: the layers around it only say that something failed.
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

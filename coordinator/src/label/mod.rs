@@ -13,15 +13,14 @@ use relabel_config::LabelOptions;
 use relabel_core::WorkerId;
 use relabel_core::labelling::{LabelCommand, LabelEvent, LabelTally, Labelling, LabellingSettings};
 use relabel_proto::{ToLabeller, v1};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::Routes;
 
 use crate::cli::LabelArgs;
 use crate::launch::{self, Local, Task};
 use crate::progress::{LabelProgress, Screen};
-use crate::run::listen;
+use crate::security::{Entrance, Role};
 
 /// Between two signs of life of a worker.
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -59,25 +58,30 @@ pub async fn run(args: LabelArgs, screen: Screen) -> Result<ExitCode> {
     let program = args.local.then(launch::worker_program).transpose()?;
     let options = args.options.absolute().context("cannot tell the current folder")?;
     check_names(&options)?;
-    let listener = listen(args.listen()).await?;
-    let address = listener.local_addr().context("cannot tell the address that was bound")?;
+    let entrance = Entrance::open(&args.security, args.listen(), args.local).await?;
     let (queue, inputs) = mpsc::channel(QUEUE);
     let (over, until_over) = tokio::sync::oneshot::channel::<()>();
-    let server = tokio::spawn(serve(listener, service::service(queue, options.clone()), until_over));
+    let service = entrance.only_for(Role::Worker, service::service(queue, options.clone()));
+    let (address, invitation) = (entrance.address(), entrance.invitation());
+    let home = entrance.for_children().cloned();
+    let server = tokio::spawn(entrance.serve(Routes::new(service), DEAD_AFTER, async {
+        // Dropped or sent, it is over.
+        let _ = until_over.await;
+    }));
     tracing::info!(
         "labelling {} into {}, listening on {address}",
         options.data.display(),
         options.out.display()
     );
 
-    let mut local = match program {
-        Some(program) => {
+    let mut local = match program.zip(home) {
+        Some((program, home)) => {
             let folder = options.out.join(LOCAL);
             let workers = args.workers;
-            Some(Local::start(program, Task::Label, workers, workers, args.threads, address, &folder).await?)
+            Some(Local::start(program, Task::Label, workers, workers, args.threads, &home, &folder).await?)
         }
         None => {
-            tracing::info!("waiting for workers: worker label --coordinator http://HOST:{}", address.port());
+            tracing::info!("waiting for workers: worker label {invitation}");
             None
         }
     };
@@ -98,20 +102,6 @@ pub async fn run(args: LabelArgs, screen: Screen) -> Result<ExitCode> {
         tracing::warn!("some workers have not left; they will find that the labelling is over");
     }
     driver.summary(ended, &options.out, &screen)
-}
-
-async fn serve(
-    listener: TcpListener,
-    service: service::Server,
-    until_over: tokio::sync::oneshot::Receiver<()>,
-) -> Result<(), tonic::transport::Error> {
-    let incoming = TcpListenerStream::new(listener);
-    let server = tonic::transport::Server::builder().tcp_nodelay(true).add_service(service);
-    let over = async {
-        // Dropped or sent, it is over.
-        let _ = until_over.await;
-    };
-    server.serve_with_incoming_shutdown(incoming, over).await
 }
 
 /// Names go to the workers as text.

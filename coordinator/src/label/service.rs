@@ -15,6 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{HEARTBEAT, Input};
+use crate::security::limits::Paced;
 
 /// How long a stream may stay open without its LabelHello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
@@ -46,7 +47,7 @@ impl Labelling for LabellingService {
         &self,
         request: Request<Streaming<v1::LabelWorkerMessage>>,
     ) -> Result<Response<Self::LabelStream>, Status> {
-        let mut inbound = request.into_inner();
+        let mut inbound = Paced::new(request.into_inner());
         let first = tokio::time::timeout(HELLO_DEADLINE, inbound.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no LabelHello came"))??
@@ -73,11 +74,7 @@ impl Labelling for LabellingService {
 }
 
 /// Turns what a worker says into events, until its stream ends.
-async fn listen(
-    worker: WorkerId,
-    mut inbound: Streaming<v1::LabelWorkerMessage>,
-    queue: mpsc::Sender<Input>,
-) {
+async fn listen(worker: WorkerId, mut inbound: Paced<v1::LabelWorkerMessage>, queue: mpsc::Sender<Input>) {
     let reason = loop {
         let message = match inbound.message().await {
             Ok(Some(message)) => relabel_proto::from_labeller(message),

@@ -2,12 +2,12 @@
 //! that has failed ends the run unless enough others are left.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Exit, LaunchError, LocalOptions, LocalWorkers, Task};
+use crate::security::LocalAccess;
 
 /// How often one rank is started again before the run is given up.
 const RESTARTS: u32 = 3;
@@ -24,22 +24,22 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    /// Starts `n` workers of `program`, as [`super::worker_program`] finds it, that reach the coordinator at
-    /// `address`. With fewer than `least` of them there is no going on.
+    /// Starts `n` workers of `program`, as [`super::worker_program`] finds it, that come in by `home`. With fewer than
+    /// `least` of them there is no going on.
     pub(crate) async fn start(
         program: PathBuf,
         task: Task,
         n: u32,
         least: u32,
         threads: Option<u32>,
-        address: SocketAddr,
+        home: &LocalAccess,
         run_dir: &Path,
     ) -> Result<Self, LaunchError> {
         let options = LocalOptions {
             task,
             n,
             worker: program,
-            url: format!("http://{address}"),
+            home: home.clone(),
             run_dir: run_dir.to_path_buf(),
             threads,
             extra: match task {

@@ -25,8 +25,12 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::process::Child;
 
+use relabel_proto::security::{ADMIN_TOKEN, JOIN_TOKEN};
+
 pub(crate) use local::Local;
 use spawner::Spawner;
+
+use crate::security::LocalAccess;
 
 /// The first argument that makes this program a worker's beginning. Not for people.
 const CHILD: &str = "__local-worker";
@@ -102,8 +106,8 @@ pub(crate) struct LocalOptions {
     pub(crate) n: u32,
     /// As [`worker_program`] finds it.
     pub(crate) worker: PathBuf,
-    /// Where the coordinator listens, as `worker --coordinator` takes it.
-    pub(crate) url: String,
+    /// How they come in. The token goes to them by their environment, as everybody can read a command line.
+    pub(crate) home: LocalAccess,
     /// The logs go to `logs/worker-<rank>.log` in it.
     pub(crate) run_dir: PathBuf,
     /// Threads of one worker; none shares the machine's cores out.
@@ -125,7 +129,7 @@ impl LocalOptions {
             Task::Train => vec!["--rank".into(), rank.to_string().into()],
             Task::Label => vec!["label".into()],
         };
-        args.extend(["--coordinator".into(), OsString::from(&self.url)]);
+        args.extend(["--coordinator".into(), OsString::from(&self.home.url)]);
         args.extend(["--threads".into(), self.threads().to_string().into()]);
         args.extend(self.extra.iter().cloned());
         args
@@ -175,7 +179,12 @@ impl LocalWorkers {
 
     /// [`start`](Self::start) with the words that the worker's command line begins with.
     async fn start_behind(options: LocalOptions, prefix: Vec<OsString>) -> Result<Self, LaunchError> {
-        let spawner = Spawner::start(prefix);
+        let environment = vec![
+            (JOIN_TOKEN.variable, Some(options.home.token.reveal().into())),
+            // They are no operators.
+            (ADMIN_TOKEN.variable, None),
+        ];
+        let spawner = Spawner::start(prefix, environment);
         let mut workers = Self { spawner, running: Vec::new(), options };
         for rank in 0..workers.options.n {
             workers.respawn(rank).await?;

@@ -19,6 +19,9 @@ struct Request {
     reply: oneshot::Sender<io::Result<Child>>,
 }
 
+/// Variables with the value that they get, or none.
+pub(super) type Environment = Vec<(&'static str, Option<OsString>)>;
+
 /// Starts children; they are killed when it is dropped.
 #[derive(Debug)]
 pub(super) struct Spawner {
@@ -27,8 +30,9 @@ pub(super) struct Spawner {
 
 impl Spawner {
     /// Starts the thread. `prefix` goes before every program and its arguments; where it is not empty, its first
-    /// word is the program that runs. To be called inside a tokio runtime.
-    pub(super) fn start(prefix: Vec<OsString>) -> Self {
+    /// word is the program that runs. `environment` is what its variables are set to, or that they are not. To be
+    /// called inside a tokio runtime.
+    pub(super) fn start(prefix: Vec<OsString>, environment: Environment) -> Self {
         let (requests, incoming) = mpsc::channel::<Request>();
         let runtime = tokio::runtime::Handle::current();
         std::thread::spawn(move || {
@@ -37,7 +41,7 @@ impl Spawner {
             for request in incoming {
                 let words = prefix.iter().cloned().chain([request.program.into()]).chain(request.args);
                 // Whoever asked and left has no use for the child: dropping it kills it.
-                let _ = request.reply.send(spawn(words, request.log));
+                let _ = request.reply.send(spawn(words, &environment, request.log));
             }
         });
         Self { requests }
@@ -55,9 +59,20 @@ impl Spawner {
     }
 }
 
-fn spawn(mut words: impl Iterator<Item = OsString>, log: File) -> io::Result<Child> {
+fn spawn(
+    mut words: impl Iterator<Item = OsString>,
+    environment: &Environment,
+    log: File,
+) -> io::Result<Child> {
     let program = words.next().unwrap_or_default();
-    Command::new(program)
+    let mut command = Command::new(program);
+    for (name, value) in environment {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
         .args(words)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)

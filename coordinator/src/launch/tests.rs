@@ -4,6 +4,8 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 
+use relabel_proto::security::AccessToken;
+
 use super::*;
 
 /// A folder with a worker program in it that is this shell script. `$@` are the worker's arguments.
@@ -16,7 +18,10 @@ fn script(body: &str) -> (tempfile::TempDir, LocalOptions) {
         task: Task::Train,
         n: 2,
         worker,
-        url: "http://127.0.0.1:7000".into(),
+        home: LocalAccess {
+            url: "http://127.0.0.1:7000".into(),
+            token: AccessToken::new("the-token-of-workers", String::new).unwrap(),
+        },
         run_dir: dir.path().join("run"),
         threads: None,
         extra: vec!["--cpu".into()],

@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used)]
+use super::hello as hello_of;
 use super::*;
 
 fn report() -> core::StepReport {
@@ -56,12 +57,9 @@ fn what_a_worker_says_survives_the_wire() {
     }
 }
 
-#[test]
-fn what_a_worker_is_told_survives_the_wire() {
-    let at = Position { epoch: 1, step: 0 };
-    let generation = Generation(2);
-    let formation = Formation {
-        generation,
+fn formation() -> Formation {
+    Formation {
+        generation: Generation(2),
         rank: Rank(1),
         world: 2,
         previous: "a:1".into(),
@@ -71,10 +69,16 @@ fn what_a_worker_is_told_survives_the_wire() {
         shard: 32..64,
         source: Rank(0),
         restore: Some(core::Restore { file: "f".into(), blake3: "b".into() }),
-        position: at,
-    };
+        position: Position { epoch: 1, step: 0 },
+    }
+}
+
+#[test]
+fn what_a_worker_is_told_survives_the_wire() {
+    let at = Position { epoch: 1, step: 0 };
+    let generation = Generation(2);
     for message in [
-        ToWorker::Form(formation),
+        ToWorker::Form(formation()),
         ToWorker::Train { generation, epoch: 1, first_step: 5 },
         ToWorker::Validate { generation, epoch: 1, range: 3..8 },
         ToWorker::Checkpoint { duty: DutyId(1), at, best: true, top1: Some(0.5) },
@@ -99,9 +103,19 @@ fn nonsense_is_refused_and_named() {
     let message = FromWorker::Heartbeat.into();
     assert!(matches!(hello(message), Err(Invalid::Unexpected(_))), "a Hello must come first");
 
-    for name in ["../../etc/passwd", "", "/abs", "a/b", ".hidden", "new\nline"] {
-        let message: v1::CoordinatorMessage = ToWorker::Remove { files: vec![name.into()] }.into();
-        assert!(matches!(to_worker(message), Err(Invalid::Range { field: "file", .. })), "{name:?}");
+    for name in ["../../etc/passwd", "..", "", "/abs", "a/b", ".hidden", "new\nline", "nul\0"] {
+        let refused =
+            |result| assert!(matches!(result, Err(Invalid::Range { field: "file", .. })), "{name:?}");
+        let told = |message: ToWorker| refused(to_worker(message.into()).map(drop));
+        told(ToWorker::Remove { files: vec!["good".into(), name.into()] });
+        let restore = core::Restore { file: name.into(), blake3: "b".into() };
+        told(ToWorker::Form(Formation { restore: Some(restore), ..formation() }));
+        let said = |message: FromWorker| refused(from_worker(message.into()).map(drop));
+        let position = Position::default();
+        let written = core::Written { file: name.into(), bytes: 7, blake3: "ab".into(), position };
+        said(FromWorker::CheckpointWritten { duty: DutyId(4), written });
+        let (generation, reason) = (Generation(2), "r".into());
+        said(FromWorker::RestoreFailed { generation, file: name.into(), reason });
     }
 
     let report = v1::StepReport { duration: f64::NAN, ..report().into() };
@@ -128,6 +142,74 @@ fn nonsense_is_refused_and_named() {
 }
 
 #[test]
+fn how_a_worker_introduces_itself_is_checked_and_what_it_is_welcomed_with() {
+    let good = v1::Hello {
+        version: crate::VERSION.into(),
+        rank: Some(3),
+        host: "node-7".into(),
+        pid: 4321,
+        device: "cuda:0".into(),
+        ring_address: "10.0.0.7:33211".into(),
+        instance: 7,
+        standing: None,
+    };
+    let said = |hello: v1::Hello| hello_of(v1::WorkerMessage { message: Some(Up::Hello(hello)) });
+    let first = said(good.clone()).unwrap();
+    assert_eq!(
+        v1::WorkerMessage::from(first.hello),
+        v1::WorkerMessage { message: Some(Up::Hello(good.clone())) }
+    );
+    let forged = "node-7\n2025-01-01T00:00:00Z  INFO the run is over".to_owned();
+    let long = "x".repeat(10_000);
+    for (field, hello) in [
+        ("Hello.version", v1::Hello { version: forged.clone(), ..good.clone() }),
+        ("Hello.version", v1::Hello { version: long.clone(), ..good.clone() }),
+        ("Hello.host", v1::Hello { host: forged.clone(), ..good.clone() }),
+        ("Hello.host", v1::Hello { host: String::new(), ..good.clone() }),
+        ("Hello.host", v1::Hello { host: long.clone(), ..good.clone() }),
+        ("Hello.device", v1::Hello { device: "\u{1b}[2J".into(), ..good.clone() }),
+        ("Hello.device", v1::Hello { device: long.clone(), ..good.clone() }),
+        ("Hello.ring_address", v1::Hello { ring_address: "10.0.0.7".into(), ..good.clone() }),
+        ("Hello.ring_address", v1::Hello { ring_address: format!("{long}:1"), ..good.clone() }),
+    ] {
+        let words = said(hello).map(|_| ()).unwrap_err().to_string();
+        assert!(words.starts_with(&format!("{field} is `")) && words.len() < 250, "{words}");
+        assert!(!words.contains(char::is_control), "{words:?}");
+    }
+
+    let good = Welcome {
+        rank: Rank(0),
+        world: 2,
+        run_id: "0001-resnet50-00ff00".into(),
+        config: "{}".into(),
+        run_dir: "/shared/run".into(),
+    };
+    let told = |w: Welcome| to_worker(welcome(w));
+    assert_eq!(told(good.clone()).unwrap(), Told::Welcome(good.clone()));
+    assert!(told(Welcome { run_dir: "run".into(), ..good.clone() }).is_err(), "relative to which folder?");
+    assert!(told(Welcome { run_id: forged, ..good }).is_err());
+    let next = "/etc/passwd".into();
+    assert!(to_worker(ToWorker::Form(Formation { next, ..formation() }).into()).is_err());
+}
+
+#[test]
+fn reasons_come_as_one_line() {
+    let reason = "CUDA error:\n  out of memory\u{1b}[0m";
+    let message: v1::WorkerMessage = FromWorker::Fault { reason: reason.into() }.into();
+    let FromWorker::Fault { reason: heard } = from_worker(message).unwrap() else {
+        panic!("another message")
+    };
+    assert_eq!(heard, "CUDA error: out of memory [0m");
+    let failed = Outcome::Failed { reason: reason.into() };
+    let Told::Order(ToWorker::Finish { outcome }) =
+        to_worker(ToWorker::Finish { outcome: failed }.into()).unwrap()
+    else {
+        panic!("another message")
+    };
+    assert_eq!(outcome, Outcome::Failed { reason: heard });
+}
+
+#[test]
 fn a_worker_that_comes_back_says_where_it_stands() {
     let standing = core::Standing {
         run_id: "run".into(),
@@ -146,7 +228,7 @@ fn a_worker_that_comes_back_says_where_it_stands() {
         instance: u64::MAX,
         standing: Some(standing.clone()),
     };
-    assert_eq!(hello(told.clone().into()).unwrap().hello, told);
+    assert_eq!(hello_of(told.clone().into()).unwrap().hello, told);
     let wrong = core::Hello { standing: Some(core::Standing { rank: Rank(2), ..standing }), ..told };
-    assert!(hello(wrong.into()).is_err_and(|error| error.to_string().contains("Standing.rank")));
+    assert!(hello_of(wrong.into()).is_err_and(|error| error.to_string().contains("Standing.rank")));
 }

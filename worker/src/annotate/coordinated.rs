@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use relabel_config::LabelOptions;
 use relabel_core::labelling::{FromLabeller, RangeReport, Seen};
+use relabel_proto::security::Access;
 
 use super::labeller::Labeller;
 use super::stream::{Order, Stream};
@@ -22,9 +23,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// No coordinator within `patience`, a refusal, work that cannot be done here, and a labelling that has failed.
-pub(super) fn run(url: &str, patience: Duration, threads: usize) -> Result<()> {
+pub(super) fn run(access: &Access, patience: Duration, threads: usize) -> Result<()> {
     loop {
-        let (stream, options) = Stream::open(url, patience)?;
+        let (stream, options) = Stream::open(access, patience)?;
         let error = match take_part(&stream, options, threads) {
             Ok(None) => {
                 tracing::info!("the labelling is over");

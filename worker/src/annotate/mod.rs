@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use relabel_config::LabelOptions;
+use relabel_proto::security::WorkerAccess;
 
 use crate::labels::packed::Precision;
 use crate::labels::{map_path, pack};
@@ -47,6 +48,8 @@ pub struct LabelArgs {
     /// Take images and all options from the `coordinator label` at this address, until all are done
     #[arg(long, value_name = "URL")]
     pub coordinator: Option<String>,
+    #[command(flatten)]
+    pub access: WorkerAccess,
     /// Seconds to keep trying to reach the coordinator
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub connect_timeout: u64,
@@ -96,7 +99,9 @@ pub fn run(args: &LabelArgs) -> Result<()> {
         .map_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get), usize::from);
     crate::torch::set_num_threads(threads);
     match (&args.coordinator, &args.own) {
-        (Some(url), _) => coordinated::run(url, Duration::from_secs(args.connect_timeout), threads),
+        (Some(url), _) => {
+            coordinated::run(&args.access.to(url)?, Duration::from_secs(args.connect_timeout), threads)
+        }
         (None, Some(OwnOptions(options))) => alone(args, options, threads),
         (None, None) => {
             bail!("name what is to be labelled, with --data, --out and --arch, or a --coordinator")

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use relabel_config::LabelOptions;
 use relabel_core::labelling::FromLabeller;
+use relabel_proto::security::Access;
 use relabel_proto::v1::labelling_client::LabellingClient;
-use relabel_proto::{Invalid, LabelHello, MAX_MESSAGE, ToLabeller, VERSION, v1};
+use relabel_proto::{Invalid, LabelHello, MAX_MESSAGE, ToLabeller, VERSION, sentence, v1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
 use tonic::{Code, Streaming};
 
-use crate::session::{SessionError, connect, endpoint, refusal};
+use crate::session::{SessionError, connect, refusal};
 
 /// Reports that may wait for the network.
 const OUTBOX: usize = 16;
@@ -41,18 +41,17 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// Reaches the coordinator at `url`, retrying for up to `patience`, and returns what it wants labelled.
+    /// Reaches the coordinator by `access`, retrying for up to `patience`, and returns what it wants labelled.
     ///
     /// # Errors
-    /// An address that cannot be, nobody who answers, and a refusal.
-    pub(super) fn open(url: &str, patience: Duration) -> Result<(Self, LabelOptions), SessionError> {
+    /// Nobody who answers, two who do not trust each other, and a refusal.
+    pub(super) fn open(access: &Access, patience: Duration) -> Result<(Self, LabelOptions), SessionError> {
         let (orders_in, orders) = std_mpsc::channel();
         let (welcomed, welcome) = std_mpsc::channel();
         let (reports, outgoing) = mpsc::channel(OUTBOX);
         let over = Arc::new(AtomicBool::new(false));
         let task = Task {
-            url: url.to_owned(),
-            endpoint: endpoint(url)?,
+            access: access.clone(),
             patience,
             reports: reports.clone(),
             orders: orders_in,
@@ -99,8 +98,7 @@ impl Stream {
 
 /// What runs on the stream's thread.
 struct Task {
-    url: String,
-    endpoint: Endpoint,
+    access: Access,
     patience: Duration,
     reports: mpsc::Sender<v1::LabelWorkerMessage>,
     orders: std_mpsc::Sender<Result<Order, SessionError>>,
@@ -134,14 +132,16 @@ impl Task {
         &self,
         outgoing: mpsc::Receiver<v1::LabelWorkerMessage>,
     ) -> Result<(Duration, LabelOptions, Inbound), SessionError> {
-        let channel = connect(&self.endpoint, &self.url, self.patience).await?;
+        let channel = connect(&self.access, self.patience).await?;
         let mut client = LabellingClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         let host =
             hostname::get().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned());
         let hello = LabelHello { version: VERSION.into(), host, pid: std::process::id() };
         // The channel is empty: this cannot wait, and the hello is the first message.
         let _ = self.reports.send(hello.into()).await;
-        let mut inbound = client.label(ReceiverStream::new(outgoing)).await.map_err(refusal)?.into_inner();
+        let request = self.access.request(ReceiverStream::new(outgoing));
+        let refusal = |status| refusal(&self.access, status);
+        let mut inbound = client.label(request).await.map_err(refusal)?.into_inner();
         let first = inbound.message().await.map_err(refusal)?;
         let first = first.ok_or_else(|| SessionError::Lost("it ended the stream at once".into()))?;
         match relabel_proto::to_labeller(first)? {
@@ -166,9 +166,9 @@ impl Task {
                 Ok(Some(message)) => relabel_proto::to_labeller(message),
                 Ok(None) => return SessionError::Lost("it closed the stream".into()),
                 Err(status) if status.code() == Code::Aborted => {
-                    return SessionError::Refused(status.message().to_owned());
+                    return SessionError::Refused(sentence(status.message()));
                 }
-                Err(status) => return SessionError::Lost(status.message().to_owned()),
+                Err(status) => return SessionError::Lost(sentence(status.message())),
             };
             let order = match order {
                 Ok(ToLabeller::Range(range)) => Order::Range(range),

@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 
 use relabel_config::Config;
 use relabel_core::{Dataset, FromWorker, Generation, Hello, Rank, Standing, ToWorker};
+use relabel_proto::security::{Access, Unreached};
 use relabel_proto::v1::session_client::SessionClient;
-use relabel_proto::{MAX_MESSAGE, Told, Welcome, v1};
+use relabel_proto::{MAX_MESSAGE, Told, Welcome, sentence, v1};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
 use tonic::{Code, Status, Streaming};
 
-use super::{Fence, OUTBOX, SessionError, Shared, connect, refusal, root_cause};
+use super::{Fence, OUTBOX, SessionError, Shared, connect, refusal};
 
 /// Pauses between attempts to find a coordinator that was there: from the first, doubling, to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -29,8 +29,7 @@ const PAUSES_OUTSIDE: (Duration, Duration) = (Duration::from_secs(1), Duration::
 const ATTEMPT: Duration = Duration::from_secs(5);
 
 pub(super) struct Link {
-    pub url: String,
-    pub endpoint: Endpoint,
+    pub access: Access,
     pub hello: Hello,
     /// The seat that it was given last.
     pub seat: Option<Rank>,
@@ -62,6 +61,8 @@ struct Terms {
     heartbeat: Duration,
     away: Duration,
     drain: Duration,
+    /// After which a connection without a sign of life is dead.
+    silence: Duration,
 }
 
 /// What is told on every new stream.
@@ -106,8 +107,9 @@ impl Link {
 
     /// The first stream; and from then on signals are this worker's to heed.
     async fn begin(&mut self, patience: Duration) -> Result<(Welcome, Stream, Signals), SessionError> {
-        let channel = connect(&self.endpoint, &self.url, patience).await?;
-        let (welcome, stream) = open(channel, self.hello.clone()).await?.map_err(refusal)?;
+        let channel = connect(&self.access, patience).await?;
+        let opened = open(&self.access, channel, self.hello.clone()).await?;
+        let (welcome, stream) = opened.map_err(|status| refusal(&self.access, status))?;
         let signals = Signals::listen().map_err(SessionError::Thread)?;
         self.seat = Some(welcome.rank);
         self.shared.opened();
@@ -228,10 +230,11 @@ impl Link {
             // Its seat is only its own once it has a place in the run.
             let rank = if standing.is_some() { self.seat } else { self.hello.rank };
             let hello = Hello { rank, standing, ..self.hello.clone() };
-            let endpoint = self.endpoint.clone();
+            let access = self.access.clone();
+            let silence = terms.silence;
             let attempt = async move {
                 tokio::time::sleep(pause).await;
-                match tokio::time::timeout(ATTEMPT, attempt(&endpoint, hello)).await {
+                match tokio::time::timeout(ATTEMPT, attempt(&access, silence, hello)).await {
                     Ok(opened) => opened,
                     Err(_) => Err(Broken::away("no answer")),
                 }
@@ -370,7 +373,7 @@ impl Broken {
 
     /// What the status means that a stream ended with, or could not be opened with.
     fn by(status: &Status) -> Self {
-        let reason = status.message().to_owned();
+        let reason = sentence(status.message());
         match status.code() {
             // The coordinator's own word for those that may come back.
             Code::Aborted => Self::Away { reason, outside: true },
@@ -380,6 +383,8 @@ impl Broken {
             | Code::Internal
             | Code::DeadlineExceeded
             | Code::AlreadyExists
+            // Another token than before, which may be mended too.
+            | Code::Unauthenticated
             | Code::ResourceExhausted => Self::Away { reason, outside: false },
             _ => Self::ForGood(SessionError::Refused(reason)),
         }
@@ -396,13 +401,17 @@ impl Terms {
             heartbeat: seconds(config.cluster.heartbeat),
             away: seconds(config.cluster.wait_for_coordinator),
             drain: seconds(config.cluster.drain_deadline),
+            silence: seconds(config.cluster.dead_after),
         }
     }
 }
 
-async fn attempt(endpoint: &Endpoint, hello: Hello) -> Result<(Welcome, Stream), Broken> {
-    let channel = endpoint.connect().await.map_err(|error| Broken::away(&root_cause(&error)))?;
-    match open(channel, hello).await {
+async fn attempt(access: &Access, silence: Duration, hello: Hello) -> Result<(Welcome, Stream), Broken> {
+    let channel = access.connect(silence, None).await.map_err(|error| match error {
+        // It was trusted before: whoever starts it again may yet mend that, and what is held is worth the wait.
+        Unreached::Mistrust(reason) | Unreached::Absent(reason) => Broken::away(&reason),
+    })?;
+    match open(access, channel, hello).await {
         Ok(Ok(opened)) => Ok(opened),
         Ok(Err(status)) => Err(Broken::by(&status)),
         Err(error @ SessionError::Nonsense(_)) => Err(Broken::ForGood(error)),
@@ -412,6 +421,7 @@ async fn attempt(endpoint: &Endpoint, hello: Hello) -> Result<(Welcome, Stream),
 
 /// Opens a stream and is welcomed, or refused with a status.
 async fn open(
+    access: &Access,
     channel: tonic::transport::Channel,
     hello: Hello,
 ) -> Result<Result<(Welcome, Stream), Status>, SessionError> {
@@ -419,7 +429,7 @@ async fn open(
     let (wire, outgoing) = mpsc::channel(OUTBOX);
     // The channel is empty: this cannot fail, and the Hello is the first message.
     let _ = wire.try_send(hello.into());
-    let mut inbound = match client.join(ReceiverStream::new(outgoing)).await {
+    let mut inbound = match client.join(access.request(ReceiverStream::new(outgoing))).await {
         Ok(response) => response.into_inner(),
         Err(status) => return Ok(Err(status)),
     };

@@ -23,8 +23,13 @@ use crate::collective::{AbortHandle, CollectiveError};
 /// Between two attempts to dial the next rank.
 const REDIAL_PAUSE: Duration = Duration::from_millis(50);
 
-/// Accepted connections in their handshake at one time; beyond that the oldest gives way.
+/// Accepted connections in their handshake at one time. Beyond that one gives way: the oldest of those that have not
+/// said a whole hello, so that a crowd that only connects does not push out who belongs here.
 const MAX_GUESTS: usize = 64;
+
+/// Connections accepted before those that are in are heard again, and the clock and the abort looked at: a crowd may
+/// come as fast as it is let in.
+const ADMITTED_AT_ONCE: usize = 16;
 
 /// Returns the links to the previous and to the next rank.
 pub(super) fn find_neighbours(
@@ -202,7 +207,7 @@ struct Guest {
 impl Door<'_> {
     /// Lets in who is waiting and hears who is in; returns the first that proves to be the previous rank.
     fn advance(&mut self, now: Instant) -> Result<Option<TcpStream>, CollectiveError> {
-        loop {
+        for _ in 0..ADMITTED_AT_ONCE {
             match self.listener.accept() {
                 Ok((stream, address)) => self.admit(stream, address, now),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
@@ -234,7 +239,8 @@ impl Door<'_> {
 
     fn admit(&mut self, stream: TcpStream, address: SocketAddr, now: Instant) {
         if self.guests.len() == MAX_GUESTS {
-            self.refuse(0, &Refusal::Slow);
+            let silent = self.guests.iter().position(|guest| !guest.handshake.has_greeted());
+            self.refuse(silent.unwrap_or(0), &Refusal::Slow);
         }
         let handshake = stream.set_nonblocking(true).and_then(|()| Handshake::accept(stream, self.member));
         match handshake {

@@ -148,6 +148,11 @@ impl Handshake {
         &self.stream
     }
 
+    /// True once the other side has said a hello that fits this rank. Anybody can say one.
+    pub(super) fn has_greeted(&self) -> bool {
+        self.expect != Expect::Hello
+    }
+
     /// True while there are bytes that the socket would not take yet.
     pub(super) fn wants_to_write(&self) -> bool {
         !self.outbox.is_empty()

@@ -16,6 +16,8 @@
 mod form;
 mod frame;
 mod handshake;
+#[cfg(test)]
+mod hostile_tests;
 mod schedule;
 #[cfg(test)]
 mod tests;
