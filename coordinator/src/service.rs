@@ -68,14 +68,12 @@ impl Session for SessionService {
                 first.version
             )));
         }
+        let hello = first.hello().map_err(invalid)?;
 
         let worker = WorkerId(self.next_worker.fetch_add(1, Ordering::Relaxed));
         let (outbox, orders) = mpsc::channel(OUTBOX);
         let (seated, seat) = oneshot::channel();
-        self.queue
-            .put(Input::Join { worker, hello: first.hello, outbox, seated })
-            .await
-            .map_err(|_| over())?;
+        self.queue.put(Input::Join { worker, hello, outbox, seated }).await.map_err(|_| over())?;
         seat.await.map_err(|_| over())?.map_err(refused)?;
         tokio::spawn(listen(worker, inbound, self.queue.clone()));
         Ok(Response::new(ReceiverStream::new(orders).boxed()))

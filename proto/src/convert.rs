@@ -23,10 +23,30 @@ pub enum Invalid {
     Unexpected(&'static str),
 }
 
-/// What a worker's first message says.
+/// A worker's first message. Its version is looked at first: another one may say the rest in other words.
+#[derive(Debug)]
 pub struct FirstMessage {
     pub version: String,
-    pub hello: core::Hello,
+    rest: v1::Hello,
+}
+
+impl FirstMessage {
+    /// How the worker introduces itself.
+    ///
+    /// # Errors
+    /// What cannot be.
+    pub fn hello(self) -> Result<core::Hello, Invalid> {
+        let v1::Hello { version: _, rank, host, pid, device, ring_address, instance, standing } = self.rest;
+        Ok(core::Hello {
+            rank: rank.map(Rank),
+            host: name(host, "Hello.host")?,
+            pid,
+            device: name(device, "Hello.device")?,
+            ring_address: address(ring_address, "Hello.ring_address")?,
+            instance,
+            standing: standing.map(TryInto::try_into).transpose()?,
+        })
+    }
 }
 
 /// What a seated worker is told first.
@@ -51,20 +71,11 @@ pub(crate) fn duration(seconds: f64, field: &'static str) -> Result<Duration, In
 
 /// The worker's first message: a Hello and nothing else.
 pub fn hello(message: v1::WorkerMessage) -> Result<FirstMessage, Invalid> {
-    let Some(Up::Hello(hello)) = message.message else {
+    let Some(Up::Hello(mut rest)) = message.message else {
         return Err(Invalid::Unexpected("the first message was no Hello: another message"));
     };
-    let v1::Hello { version, rank, host, pid, device, ring_address, instance, standing } = hello;
-    let hello = core::Hello {
-        rank: rank.map(Rank),
-        host: name(host, "Hello.host")?,
-        pid,
-        device: name(device, "Hello.device")?,
-        ring_address: address(ring_address, "Hello.ring_address")?,
-        instance,
-        standing: standing.map(TryInto::try_into).transpose()?,
-    };
-    Ok(FirstMessage { version: word(version, "Hello.version")?, hello })
+    let version = word(std::mem::take(&mut rest.version), "Hello.version")?;
+    Ok(FirstMessage { version, rest })
 }
 
 /// Any later message of a worker.

@@ -156,7 +156,7 @@ fn how_a_worker_introduces_itself_is_checked_and_what_it_is_welcomed_with() {
     let said = |hello: v1::Hello| hello_of(v1::WorkerMessage { message: Some(Up::Hello(hello)) });
     let first = said(good.clone()).unwrap();
     assert_eq!(
-        v1::WorkerMessage::from(first.hello),
+        v1::WorkerMessage::from(first.hello().unwrap()),
         v1::WorkerMessage { message: Some(Up::Hello(good.clone())) }
     );
     let forged = "node-7\n2025-01-01T00:00:00Z  INFO the run is over".to_owned();
@@ -172,7 +172,7 @@ fn how_a_worker_introduces_itself_is_checked_and_what_it_is_welcomed_with() {
         ("Hello.ring_address", v1::Hello { ring_address: "10.0.0.7".into(), ..good.clone() }),
         ("Hello.ring_address", v1::Hello { ring_address: format!("{long}:1"), ..good.clone() }),
     ] {
-        let words = said(hello).map(|_| ()).unwrap_err().to_string();
+        let words = said(hello).and_then(FirstMessage::hello).unwrap_err().to_string();
         assert!(words.starts_with(&format!("{field} is `")) && words.len() < 250, "{words}");
         assert!(!words.contains(char::is_control), "{words:?}");
     }
@@ -228,7 +228,7 @@ fn a_worker_that_comes_back_says_where_it_stands() {
         instance: u64::MAX,
         standing: Some(standing.clone()),
     };
-    assert_eq!(hello_of(told.clone().into()).unwrap().hello, told);
+    assert_eq!(hello_of(told.clone().into()).unwrap().hello().unwrap(), told);
     let wrong = core::Hello { standing: Some(core::Standing { rank: Rank(2), ..standing }), ..told };
-    assert!(hello_of(wrong.into()).is_err_and(|error| error.to_string().contains("Standing.rank")));
+    assert!(hello_of(wrong.into()).unwrap().hello().is_err_and(|error| error.to_string().contains("Standing.rank")));
 }
