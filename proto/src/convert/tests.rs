@@ -230,5 +230,10 @@ fn a_worker_that_comes_back_says_where_it_stands() {
     };
     assert_eq!(hello_of(told.clone().into()).unwrap().hello().unwrap(), told);
     let wrong = core::Hello { standing: Some(core::Standing { rank: Rank(2), ..standing }), ..told };
-    assert!(hello_of(wrong.into()).unwrap().hello().is_err_and(|error| error.to_string().contains("Standing.rank")));
+    assert!(
+        hello_of(wrong.into())
+            .unwrap()
+            .hello()
+            .is_err_and(|error| error.to_string().contains("Standing.rank"))
+    );
 }
