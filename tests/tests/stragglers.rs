@@ -75,7 +75,8 @@ fn a_slow_worker_is_named_with_what_it_costs_and_dropped() {
     wait_for(&mut coordinator, &["generation 2: 2 workers, going on in memory"]);
     let left = slow.wait();
     drop(slowed);
-    assert!(left.status.success(), "it was let go: {}", left.stderr);
+    assert_eq!(left.status.code(), Some(143), "it was let go: {}", left.stderr);
+    assert!(left.stderr.contains("it is too slow for the others"), "{}", left.stderr);
     for running in [workers.remove(1), workers.remove(0), coordinator] {
         let ended = running.wait();
         assert!(ended.status.success(), "{}", ended.stderr);
