@@ -67,7 +67,7 @@ fn garbage(n: u32) -> Vec<u8> {
 /// What a stranger may try with the protocol itself, knowing it well but for the token. Whether it was told that it
 /// may not; it may also find nobody.
 fn try_the_door(port: u16, n: u32) -> bool {
-    let guessed = access(port, (n % 2 == 0).then_some("a-token-that-i-have-guessed"));
+    let guessed = access(port, n.is_multiple_of(2).then_some("a-token-that-i-have-guessed"));
     // This user may give orders where there is no admin token, so it comes as a worker that does.
     let as_worker = access(port, Some(JOIN));
     let refused = runtime().block_on(async {
