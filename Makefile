@@ -6,9 +6,11 @@ CARGO ?= cargo
 CARGOFLAGS ?=
 # Set, it has parity compare one network of each family.
 PARITY_QUICK ?=
+# How long fuzz stays with each target.
+FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint parity recovery demo experiment clean
+.PHONY: help setup build test lint parity recovery fuzz demo experiment clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +34,9 @@ parity: setup ## Compare with PyTorch, torchvision, timm and adamp, installed in
 
 recovery: build ## Measure what the loss of a worker costs, beside torchrun, with the packages of parity
 	$${PARITY_PYTHON:-.parity/bin/python} tests/recovery/recovery.py
+
+fuzz: setup ## Fuzz what reads files, peers and options, FUZZ_SECONDS (60) each; the first build takes minutes
+	tests/fuzz/run.sh $(FUZZ_SECONDS)
 
 demo: build ## Make a small data set and train on it with two local workers
 	target/release/worker synth demo/data

@@ -8,7 +8,7 @@ use super::Origin;
 
 /// Why there is no configuration. Each message is one line and says what to change.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ConfigError {
+pub enum ConfigError {
     #[error("cannot read the configuration file {}: {source}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{origin}: not a YAML file of keys and values: {message}")]

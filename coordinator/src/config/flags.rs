@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use relabel_config::{Config, Kind, schema};
 
 use super::ConfigError;
-use super::layer::setting;
+use super::layer::{quoted, setting};
 
 /// The flag that names the configuration file, for clap to flatten into a command.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -19,7 +19,7 @@ pub(crate) struct ConfigFile {
 }
 
 /// Overrides as (dotted key, value), and what is left of the command line.
-pub(crate) type Split = (Vec<(String, String)>, Vec<OsString>);
+pub type Split = (Vec<(String, String)>, Vec<OsString>);
 
 /// Takes every `--section.key VALUE` and `--section.key=VALUE` out of `args` (with or without the program's
 /// name in front), and leaves the rest for clap in its order. A key of True or False may stand alone: it means
@@ -28,7 +28,7 @@ pub(crate) type Split = (Vec<(String, String)>, Vec<OsString>);
 /// # Errors
 /// A dotted flag without a value, or with one that is not Unicode. Whether its key exists is [`super::load`]'s to
 /// say.
-pub(crate) fn split_dotted(args: impl IntoIterator<Item = OsString>) -> Result<Split, ConfigError> {
+pub fn split_dotted(args: impl IntoIterator<Item = OsString>) -> Result<Split, ConfigError> {
     let mut overrides = Vec::new();
     let mut rest = Vec::new();
     let mut args = args.into_iter().peekable();
@@ -43,8 +43,9 @@ pub(crate) fn split_dotted(args: impl IntoIterator<Item = OsString>) -> Result<S
             rest.push(arg);
             continue;
         };
-        let flag = format!("--{key}");
-        let not_unicode = |value: String| ConfigError::NotUnicode { flag: flag.clone(), value };
+        let flag = quoted(&format!("--{key}"));
+        let not_unicode =
+            |value: String| ConfigError::NotUnicode { flag: flag.clone(), value: quoted(&value) };
         if arg.to_str().is_none() {
             return Err(not_unicode(shown.into_owned()));
         }

@@ -3,13 +3,18 @@
 
 use std::collections::BTreeMap;
 
-use ::config::{FileFormat, Map, Source, Value as Raw, ValueKind};
+use ::config::{Map, Source, Value as Raw, ValueKind};
 use relabel_config::{Config, IGNORED, Kind, Setting, Value, nearest, schema};
+use serde_yaml_ng::{Mapping, Value as Yaml};
 
 use super::{ConfigError, Origin};
 
 /// What the names of environment variables that set a key begin with.
 const PREFIX: &str = "RELABEL__";
+
+/// Most brackets and braces that open in a YAML file: the time that the parser takes grows with the square of how
+/// many are open at once, and these it does in a hundredth of a second.
+const MAX_BRACKETS: usize = 1000;
 
 /// The values of one layer by dotted key.
 #[derive(Debug, Clone, Default)]
@@ -37,16 +42,24 @@ fn inside(name: &str) -> Option<&'static str> {
 
 impl Layer {
     /// The layer of a YAML document; dotted keys are accepted as well as sections.
+    ///
+    /// The parser bounds how deep a document nests and how often it repeats what it has an anchor for, so that the
+    /// work and the memory are in proportion to its length.
     pub(super) fn from_yaml(text: &str, origin: &Origin) -> Result<Self, ConfigError> {
-        let table = ::config::File::from_str(text, FileFormat::Yaml).collect().map_err(|error| {
-            // The parser's messages have the line and column, and sometimes several lines.
-            let message = match error {
-                ::config::ConfigError::FileParse { cause, .. } => cause.to_string(),
-                other => other.to_string(),
-            };
-            let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
-            ConfigError::Syntax { origin: origin.clone(), message }
-        })?;
+        let syntax = |message: &str| ConfigError::Syntax {
+            origin: origin.clone(),
+            message: message.split_whitespace().collect::<Vec<_>>().join(" "),
+        };
+        if text.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count() > MAX_BRACKETS {
+            return Err(syntax(&format!("more than {MAX_BRACKETS} brackets open in it")));
+        }
+        // The parser's messages have the line and column, and sometimes several lines.
+        let table = match serde_yaml_ng::from_str(text).map_err(|error| syntax(&error.to_string()))? {
+            Yaml::Mapping(table) => table,
+            // A file of comments.
+            Yaml::Null => Mapping::new(),
+            other => return Err(syntax(&format!("it is {}", quoted(&shown(&other))))),
+        };
         let mut layer = Self::default();
         layer.take_table("", &table, origin)?;
         Ok(layer)
@@ -64,7 +77,7 @@ impl Layer {
         let ours: BTreeMap<String, String> = env.filter(|(name, _)| name.starts_with(PREFIX)).collect();
         for (name, text) in ours {
             let key = name[PREFIX.len()..].to_ascii_lowercase().replace("__", ".");
-            layer.take_text(&key, &text, &Origin::Environment(name))?;
+            layer.take_text(&key, &text, &Origin::Environment(quoted(&name)))?;
         }
         Ok(layer)
     }
@@ -73,33 +86,24 @@ impl Layer {
     pub(super) fn from_flags(flags: &[(String, String)]) -> Result<Self, ConfigError> {
         let mut layer = Self::default();
         for (key, text) in flags {
-            layer.take_text(key, text, &Origin::Flag(format!("--{key}")))?;
+            layer.take_text(key, text, &Origin::Flag(quoted(&format!("--{key}"))))?;
         }
         Ok(layer)
     }
 
-    fn take_table(
-        &mut self,
-        section: &str,
-        table: &Map<String, Raw>,
-        origin: &Origin,
-    ) -> Result<(), ConfigError> {
+    fn take_table(&mut self, section: &str, table: &Mapping, origin: &Origin) -> Result<(), ConfigError> {
         // In the order of their names, so that of two errors it is always the same that is reported.
-        for (name, raw) in table.iter().collect::<BTreeMap<_, _>>() {
-            let key = if section.is_empty() { name.clone() } else { format!("{section}.{name}") };
+        for (name, raw) in table.iter().map(|(name, raw)| (shown(name), raw)).collect::<BTreeMap<_, _>>() {
+            let key = if section.is_empty() { name } else { format!("{section}.{name}") };
             let is_key = setting(&key).is_some() || IGNORED.iter().any(|(ignored, _)| *ignored == key);
-            match (&raw.kind, inside(&key)) {
-                (ValueKind::Table(table), Some(_)) => self.take_table(&key, table, origin)?,
+            match (raw, inside(&key)) {
+                (Yaml::Mapping(table), Some(_)) => self.take_table(&key, table, origin)?,
                 // A heading with nothing below it.
-                (ValueKind::Nil, Some(_)) => {}
-                (ValueKind::Table(_), None) if is_key => {
-                    return Err(wrong(&key, "a section".to_owned(), origin));
+                (Yaml::Null, Some(_)) => {}
+                (Yaml::Mapping(_) | Yaml::Sequence(_) | Yaml::Tagged(_), None) if is_key => {
+                    return Err(wrong(&key, shown(raw), origin));
                 }
-                (ValueKind::Array(_), None) if is_key => {
-                    return Err(wrong(&key, "a list".to_owned(), origin));
-                }
-                (ValueKind::Nil, _) => self.take_text(&key, "", origin)?,
-                (kind, _) => self.take_text(&key, &shown(kind), origin)?,
+                (raw, _) => self.take_text(&key, &shown(raw), origin)?,
             }
         }
         Ok(())
@@ -115,10 +119,11 @@ impl Layer {
             self.notes.push(format!("{origin}: {key} has no effect: {reason}"));
             return Ok(());
         }
-        let (key, value, origin) = (key.to_owned(), quoted(text), origin.clone());
-        match inside(&key) {
+        let (nearest, example) = (nearest(key), inside(key));
+        let (key, value, origin) = (quoted(key), quoted(text), origin.clone());
+        match example {
             Some(example) => Err(ConfigError::Section { key, value, origin, example }),
-            None => Err(ConfigError::UnknownKey { nearest: nearest(&key), key, value, origin }),
+            None => Err(ConfigError::UnknownKey { nearest, key, value, origin }),
         }
     }
 }
@@ -129,17 +134,21 @@ fn wrong(key: &str, value: String, origin: &Origin) -> ConfigError {
     ConfigError::Value { key: key.to_owned(), value, origin: origin.clone(), kind }
 }
 
-/// A value of a YAML file as a person wrote it, or nearly.
-fn shown(kind: &ValueKind) -> String {
-    match kind {
-        ValueKind::Table(_) => "a section".to_owned(),
-        ValueKind::Array(_) => "a list".to_owned(),
-        scalar => scalar.to_string(),
+/// A value of a YAML file as a person wrote it, or nearly; nothing where it is null.
+fn shown(value: &Yaml) -> String {
+    match value {
+        Yaml::Null => String::new(),
+        Yaml::Bool(v) => v.to_string(),
+        Yaml::Number(v) => v.to_string(),
+        Yaml::String(v) => v.clone(),
+        Yaml::Mapping(_) => "a section".to_owned(),
+        Yaml::Sequence(_) => "a list".to_owned(),
+        Yaml::Tagged(tagged) => format!("of the type {}", tagged.tag),
     }
 }
 
 /// `text` for a message: on one line, not endless, and visible where it is empty or has blanks.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut line: String = text.chars().take(80).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text.chars().count() > 80 {
         line.push_str("...");

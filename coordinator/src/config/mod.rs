@@ -13,19 +13,25 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-pub(crate) use error::ConfigError;
-pub(crate) use flags::{ConfigFile, help, split_dotted};
+pub use error::ConfigError;
+pub(crate) use flags::{ConfigFile, help};
+pub use flags::{Split, split_dotted};
 use layer::Layer;
 use relabel_config::Config;
 
 /// The first layer. A test holds it equal to `Config::default()`.
 const BASE: &str = include_str!("../../../configs/base.yaml");
 
+/// Longest configuration file that is read, in bytes; one that names every key has 2,000.
+const MAX_FILE: u64 = 1 << 18;
+
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Origin {
+pub enum Origin {
     BuiltIn,
     /// The folder of the run that is resumed.
     Run(PathBuf),
@@ -50,12 +56,12 @@ impl fmt::Display for Origin {
 
 /// A valid configuration and where it came from.
 #[derive(Debug)]
-pub(crate) struct Resolved {
-    pub(crate) config: Config,
+pub struct Resolved {
+    pub config: Config,
     /// By dotted key; every key is there.
-    pub(crate) origins: BTreeMap<String, Origin>,
+    pub origins: BTreeMap<String, Origin>,
     /// Sentences to warn with: keys of the reference that were read and have no effect here.
-    pub(crate) notes: Vec<String>,
+    pub notes: Vec<String>,
 }
 
 impl Resolved {
@@ -63,7 +69,7 @@ impl Resolved {
     ///
     /// # Errors
     /// When it cannot be written as YAML, which no valid configuration causes.
-    pub(crate) fn to_yaml(&self) -> Result<String, ConfigError> {
+    pub fn to_yaml(&self) -> Result<String, ConfigError> {
         serde_yaml_ng::to_string(&self.config).map_err(|source| ConfigError::Write { source })
     }
 }
@@ -82,7 +88,7 @@ pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
 /// # Errors
 /// One line that names what to change: an unreadable or malformed file, an unknown key, a value of a wrong
 /// type or out of range, and keys that contradict each other.
-pub(crate) fn load(
+pub fn load(
     began: Option<(&Path, &Config)>,
     file: Option<&Path>,
     env: impl Iterator<Item = (String, String)>,
@@ -101,6 +107,18 @@ pub(crate) fn load(
     Ok(resolved)
 }
 
+/// The text of a configuration file.
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let read = File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    if read as u64 > MAX_FILE {
+        return Err(io::Error::other(format!(
+            "it is longer than the {MAX_FILE} bytes that a configuration may have"
+        )));
+    }
+    Ok(text)
+}
+
 /// [`load`] without the check of the whole.
 fn merge(
     began: Option<(&Path, &Config)>,
@@ -113,8 +131,7 @@ fn merge(
         layers.push(Layer::of(config, &Origin::Run(path.to_owned())));
     }
     if let Some(path) = file {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         layers.push(Layer::from_yaml(&text, &Origin::File(path.to_owned()))?);
     }
     layers.push(Layer::from_environment(env)?);

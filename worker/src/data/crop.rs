@@ -50,7 +50,8 @@ pub fn eval_geometry(image: ImageSize, image_size: u32, crop_ratio: f64) -> Eval
     let (short, long) = (image.width.min(image.height), image.width.max(image.height));
     // In whole numbers, so exact; torchvision divides in floating point, which for sizes of images
     // rounds to the same.
-    let long_side = (u64::from(short_side) * u64::from(long) / u64::from(short.max(1))) as u32;
+    let long_side = u64::from(short_side) * u64::from(long) / u64::from(short.max(1));
+    let long_side = u32::try_from(long_side).unwrap_or(u32::MAX);
     let resized = if image.width <= image.height {
         ImageSize { width: short_side, height: long_side }
     } else {

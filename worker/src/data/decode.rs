@@ -7,7 +7,7 @@ use std::io::{Cursor, Read};
 use std::path::Path;
 
 use super::turbo::{Decompressor, Layout};
-use super::{ImageError, ImageSize, MAX_PIXELS};
+use super::{ImageError, ImageSize, MAX_PIXELS, MAX_SIDE};
 
 /// A decoded image: `pixels` holds `height` rows of `width` pixels of 3 bytes, red, green, blue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,13 +88,30 @@ fn under_black(ink: u8, black: u8) -> u8 {
     black - (((product >> 8) + product) >> 8) as u8
 }
 
+/// Most bits that a byte of a PNG can become: deflate's best is 1032 to 1.
+const PNG_BITS: u64 = 1032 * 8;
+
+/// Refuses an image of so many pixels that they take more memory than the machine may have, or than `bytes` bytes
+/// of a file with at most `density` pixels a byte can be asking for in earnest: a header alone claims anything.
+pub(super) fn check_size(size: ImageSize, bytes: usize, density: u64) -> Result<(), ImageError> {
+    let ImageSize { width, height } = size;
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > MAX_PIXELS || width.max(height) > MAX_SIDE {
+        return Err(ImageError::TooLarge { width, height });
+    }
+    if pixels > (bytes as u64).saturating_mul(density) {
+        return Err(ImageError::TooShort { bytes, width, height });
+    }
+    Ok(())
+}
+
 fn decode_png(bytes: &[u8], image: &mut RgbImage) -> Result<(), ImageError> {
     let damaged = |error: image::ImageError| ImageError::Png(error.to_string().replace('\n', " "));
     let reader = |bytes| image::ImageReader::with_format(Cursor::new(bytes), image::ImageFormat::Png);
     let (width, height) = reader(bytes).into_dimensions().map_err(damaged)?;
-    if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        return Err(ImageError::TooLarge { width, height });
-    }
+    // The byte after width and height: deflated pixels have one bit at least.
+    let bits = bytes.get(24).map_or(1, |depth| u64::from(*depth).max(1));
+    check_size(ImageSize { width, height }, bytes.len(), PNG_BITS / bits)?;
     let mut png = reader(bytes);
     // The pixels are bounded above; the library's own default would refuse some that Pillow reads.
     png.no_limits();

@@ -50,8 +50,14 @@ pub enum ImageError {
     Jpeg(String),
     #[error("damaged PNG ({0})")]
     Png(String),
-    #[error("{width} x {height} pixels are more than the limit of {limit}", limit = super::MAX_PIXELS)]
+    #[error(
+        "{width} x {height} pixels are more than the limit of {}, or of {} along a side",
+        super::MAX_PIXELS,
+        super::MAX_SIDE
+    )]
     TooLarge { width: u32, height: u32 },
+    #[error("its {bytes} bytes cannot hold {width} x {height} pixels: it is truncated or damaged")]
+    TooShort { bytes: usize, width: u32, height: u32 },
     #[error("cannot resize it ({0})")]
     Resize(String),
 }

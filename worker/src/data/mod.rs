@@ -26,6 +26,9 @@ pub use error::{DataError, ImageError};
 /// Most pixels that an image may have, where Pillow too refuses it as a decompression bomb.
 pub const MAX_PIXELS: u64 = 178_956_970;
 
+/// Most pixels along a side of an image: what a JPEG can have. Resizing takes memory in proportion to the longer side.
+pub const MAX_SIDE: u32 = 65_535;
+
 /// Width and height of a decoded image in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageSize {

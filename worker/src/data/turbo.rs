@@ -6,8 +6,12 @@ use std::ffi::{CStr, c_int};
 
 use turbojpeg_sys as tj;
 
-use super::MAX_PIXELS;
+use super::decode::check_size;
 use super::{ImageError, ImageSize};
+
+/// Most pixels that a byte of a JPEG can be: a block of 64 takes a bit at least, in the first scan of a progressive
+/// one. (Twice that, because arithmetic coding has no such end; nobody writes it.)
+const DENSITY: u64 = 2 * 8 * 64;
 
 /// More scans than any real progressive JPEG has; each costs a pass over all coefficients, so that a
 /// small hostile file could otherwise keep a thread busy for hours.
@@ -180,9 +184,7 @@ fn decode_with(
     if size.width == 0 || size.height == 0 {
         return Err(ImageError::Jpeg("no image in it".into()));
     }
-    if u64::from(size.width) * u64::from(size.height) > MAX_PIXELS {
-        return Err(ImageError::TooLarge { width: size.width, height: size.height });
-    }
+    check_size(size, jpeg.len(), DENSITY)?;
     let colorspace = handle.get(tj::TJPARAM_TJPARAM_COLORSPACE);
     let four_inks = [tj::TJCS_TJCS_CMYK, tj::TJCS_TJCS_YCCK].map(|space| space as c_int);
     let (layout, format, bytes) = if four_inks.contains(&colorspace) {

@@ -23,7 +23,7 @@ pub use write::{write, write_tensor};
 /// Largest pickle that is read; that of a ResNet-152 checkpoint with its optimizer has under 1 MB.
 const MAX_PICKLE: u64 = 64 << 20;
 /// A tensor may have this many elements though its storage has fewer, as an expanded one does.
-const MAX_EXPANDED: u64 = 1 << 24;
+const MAX_EXPANDED: u64 = 1 << 20;
 /// The first pickle of a legacy file is this number.
 const LEGACY_MAGIC: i128 = 0x1950_a86a_20f9_469c_fc6c;
 const LEGACY_PROTOCOL: i128 = 1001;
@@ -107,11 +107,14 @@ impl PtFile {
         }
         let pickle = pickle::read(&bytes[program])?;
         let mut storages = BTreeMap::new();
+        let mut left = bytes.len();
         for storage in &pickle.storages {
             if storages.contains_key(&storage.key) {
                 continue;
             }
             let range = stored(&mut archive, &bytes, &format!("{folder}/data/{}", storage.key))?;
+            // Each is read for its checksum, so that many names for the same bytes would take for ever.
+            left = left.checked_sub(range.len()).ok_or_else(|| damaged("its entries overlap"))?;
             storages.insert(storage.key.clone(), check_len(storage, range)?);
         }
         Ok(Self { root: pickle.value, format: Format::Zip, storages, bytes })
@@ -136,11 +139,14 @@ impl PtFile {
         let Value::List(keys) = next()?.value else {
             return Err(damaged("its list of storages is missing"));
         };
+        // The first mention of each.
+        let mentioned: BTreeMap<_, _> =
+            pickle.storages.iter().rev().map(|storage| (storage.key.clone(), storage)).collect();
         let mut storages = BTreeMap::new();
         for key in keys {
             let Value::Str(key) = key else { return Err(damaged("a storage's key is no string")) };
-            let storage = pickle.storages.iter().find(|storage| storage.key == key);
-            let storage = storage.ok_or_else(|| damaged("it lists a storage that nothing uses"))?;
+            let storage =
+                mentioned.get(&key).ok_or_else(|| damaged("it lists a storage that nothing uses"))?;
             let header = bytes.get(at..at + 8).ok_or_else(|| damaged("it ends before its storages"))?;
             let numel = header.iter().rev().fold(0_u64, |n, &b| n << 8 | u64::from(b));
             let len = usize::try_from(numel).ok().and_then(|n| n.checked_mul(storage.dtype.size()));

@@ -19,7 +19,7 @@ mod reference;
 mod tests;
 mod write;
 
-pub use read::read;
+pub use read::{parse, read};
 pub use reference::SgdNotes;
 pub use write::{Form, write};
 
@@ -125,6 +125,11 @@ pub enum WeightsError {
     Unknown { path: PathBuf },
     #[error("{}: holds no state_dict, but {found}", path.display())]
     NoStateDict { path: PathBuf, found: String },
+    #[error(
+        "{}: its tensors are views of the same few bytes again and again; save them as tensors of their own",
+        path.display()
+    )]
+    Repeated { path: PathBuf },
     #[error("{}: {name} stands in it twice", path.display())]
     Twice { path: PathBuf, name: String },
     #[error(

@@ -17,6 +17,10 @@ use crate::torch;
 const WRAPPERS: [&str; 5] = ["state_dict", "model", "model_state", "model_state_dict", "state_dict_ema"];
 /// What wrapping modules put before every name.
 const PREFIXES: [&str; 2] = ["module.", "_orig_mod."];
+/// How much longer than the file its tensors may be: some share a storage or are expanded, most do not.
+const SHARING: usize = 4;
+/// Bytes that they may be longer by in any case.
+const SHARED: usize = 16 << 20;
 
 /// Reads the state_dict of `file`, which may be torch.save's (zip or legacy; bare or in a checkpoint),
 /// safetensors or one of our checkpoints: the content decides, not the name. Needs memory for the file twice.
@@ -25,6 +29,11 @@ const PREFIXES: [&str; 2] = ["module.", "_orig_mod."];
 /// Unreadable, damaged, none of these, or with code in it, of which nothing is run.
 pub fn read(file: &Path) -> Result<Weights, WeightsError> {
     let bytes = std::fs::read(file).map_err(|source| WeightsError::Read { path: file.into(), source })?;
+    parse(file, bytes)
+}
+
+/// As [`read`] of a file whose content is `bytes`; `file` is for messages.
+pub fn parse(file: &Path, bytes: Vec<u8>) -> Result<Weights, WeightsError> {
     match bytes.as_slice() {
         [b'P', b'K', ..] | [0x80, 2..=5, ..] => of_torch(file, bytes),
         // Eight bytes of length, then JSON.
@@ -35,6 +44,7 @@ pub fn read(file: &Path) -> Result<Weights, WeightsError> {
 
 fn of_torch(file: &Path, bytes: Vec<u8>) -> Result<Weights, WeightsError> {
     let wrong = |source| WeightsError::Pt { path: file.into(), source };
+    let mut left = bytes.len().saturating_mul(SHARING).saturating_add(SHARED);
     let pt = PtFile::parse(bytes).map_err(wrong)?;
     let root = pt.root();
     let wrapped = || WRAPPERS.into_iter().find_map(|key| Some((Some(key), tensors_in(root.get(key)?)?)));
@@ -44,6 +54,9 @@ fn of_torch(file: &Path, bytes: Vec<u8>) -> Result<Weights, WeightsError> {
     let mut tensors = Vec::with_capacity(found.len());
     for (name, tensor) in found {
         let elements = pt.contiguous(tensor).map_err(wrong)?;
+        // Each is a copy, so that a short file could otherwise fill any memory with views of the same bytes.
+        left =
+            left.checked_sub(elements.len()).ok_or_else(|| WeightsError::Repeated { path: file.into() })?;
         let shape: Vec<i64> = tensor.shape.iter().map(|&side| side as i64).collect();
         let tensor = torch::from_bytes(&elements, &shape, super::kind_of(tensor.storage.dtype));
         tensors.push((name.to_owned(), tensor.map_err(|error| WeightsError::Model(error.into()))?));
@@ -126,11 +139,12 @@ fn finish(
     about: About,
 ) -> Result<Weights, WeightsError> {
     let mut prefix = String::new();
-    let all = |tensors: &StateDict, p: &str| tensors.iter().all(|(name, _)| name.starts_with(p));
-    while let Some(found) = PREFIXES.into_iter().find(|p| all(&tensors, p)) {
+    let all = |at: usize, p: &str| tensors.iter().all(|(name, _)| name[at..].starts_with(p));
+    while let Some(found) = PREFIXES.into_iter().find(|p| !tensors.is_empty() && all(prefix.len(), p)) {
         prefix.push_str(found);
-        tensors.iter_mut().for_each(|(name, _)| drop(name.drain(..found.len())));
     }
+    // Once, and not prefix by prefix: a name may have very many.
+    tensors.iter_mut().for_each(|(name, _)| drop(name.drain(..prefix.len())));
     let mut seen = BTreeSet::new();
     if let Some((name, _)) = tensors.iter().find(|(name, _)| !seen.insert(name)) {
         return Err(WeightsError::Twice { path: file.into(), name: name.clone() });

@@ -8,13 +8,13 @@ use std::fmt;
 compile_error!("the ring sends floats as they lie in memory, which has to be little-endian");
 
 /// Length of an encoded [`Header`].
-pub(super) const HEADER_BYTES: usize = 32;
+pub const HEADER_BYTES: usize = 32;
 
 const MARK: [u8; 4] = *b"RLF1";
 
 /// Which operation a frame belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Op {
+pub enum Op {
     AllReduce,
     Broadcast,
     AllGather,
@@ -47,19 +47,20 @@ impl fmt::Display for Op {
 /// What the bytes that follow are. The receiver knows every field beforehand and accepts nothing else;
 /// the number of bytes follows from them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Header {
-    pub(super) op: Op,
+pub struct Header {
+    pub op: Op,
     /// Step of the operation's schedule.
-    pub(super) step: u16,
-    pub(super) generation: u64,
+    pub step: u16,
+    pub generation: u64,
     /// Operations that this ring had done before this one.
-    pub(super) sequence: u64,
+    pub sequence: u64,
     /// Bytes of the whole buffer, which also fixes how it is cut.
-    pub(super) total: u64,
+    pub total: u64,
 }
 
 impl Header {
-    pub(super) fn encode(self) -> [u8; HEADER_BYTES] {
+    /// As it goes over the wire.
+    pub fn encode(self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[0..4].copy_from_slice(&MARK);
         bytes[4] = self.op.code();
@@ -71,7 +72,7 @@ impl Header {
     }
 
     /// The header in `bytes`, or none where they are not one.
-    pub(super) fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
+    pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
         let [m0, m1, m2, m3, op, 0, s0, s1, rest @ ..] = *bytes else { return None };
         if [m0, m1, m2, m3] != MARK {
             return None;

@@ -5,7 +5,8 @@
 //! token by a keyed hash over the hello and both nonces, and the acceptor does the same under another
 //! label. So neither a stranger, nor a rank of another generation, nor a recording of an earlier
 //! handshake gets through, and a proof cannot be reflected. Nothing here blocks: a connection is
-//! advanced as far as its bytes go, so one that says nothing holds up no other.
+//! advanced as far as its bytes go, so one that says nothing holds up no other. What carries the bytes is left
+//! open, so that tests can carry, cut and change them.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -24,19 +25,19 @@ type Word = [u8; WORD_BYTES];
 
 /// What this rank is in its generation.
 #[derive(Clone, Copy)]
-pub(super) struct Member {
-    pub(super) rank: u32,
-    pub(super) world: u32,
-    pub(super) generation: u64,
-    pub(super) token: [u8; 32],
+pub struct Member {
+    pub rank: u32,
+    pub world: u32,
+    pub generation: u64,
+    pub token: [u8; 32],
 }
 
 impl Member {
-    pub(super) fn next(&self) -> u32 {
+    pub fn next(&self) -> u32 {
         (self.rank + 1) % self.world
     }
 
-    pub(super) fn prev(&self) -> u32 {
+    pub fn prev(&self) -> u32 {
         (self.rank + self.world - 1) % self.world
     }
 
@@ -62,7 +63,7 @@ impl Member {
 
 /// Why a connection was dropped before it became a link.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Refusal {
+pub enum Refusal {
     #[error("it does not speak this protocol")]
     Stranger,
     #[error("it speaks version {0} of the ring's protocol, this worker version {VERSION}")]
@@ -102,8 +103,8 @@ impl Expect {
 }
 
 /// One connection on its way to being a link.
-pub(super) struct Handshake {
-    stream: TcpStream,
+pub struct Handshake<S = TcpStream> {
+    stream: S,
     member: Member,
     expect: Expect,
     inbox: Vec<u8>,
@@ -114,9 +115,9 @@ pub(super) struct Handshake {
     nonce: Word,
 }
 
-impl Handshake {
+impl<S: Read + Write> Handshake<S> {
     /// Begins as the rank that dialed the next one. `stream` is connected and does not block.
-    pub(super) fn dial(stream: TcpStream, member: Member) -> io::Result<Self> {
+    pub fn dial(stream: S, member: Member) -> io::Result<Self> {
         let hello = member.hello(member.rank, member.next(), &fresh_nonce()?);
         let outbox = hello.to_vec();
         Ok(Self {
@@ -131,7 +132,7 @@ impl Handshake {
     }
 
     /// Begins as the rank that accepted `stream`, which does not block.
-    pub(super) fn accept(stream: TcpStream, member: Member) -> io::Result<Self> {
+    pub fn accept(stream: S, member: Member) -> io::Result<Self> {
         let (hello, nonce) = ([0; HELLO_BYTES], fresh_nonce()?);
         Ok(Self {
             stream,
@@ -144,7 +145,7 @@ impl Handshake {
         })
     }
 
-    pub(super) fn stream(&self) -> &TcpStream {
+    pub fn stream(&self) -> &S {
         &self.stream
     }
 
@@ -154,15 +155,16 @@ impl Handshake {
     }
 
     /// True while there are bytes that the socket would not take yet.
-    pub(super) fn wants_to_write(&self) -> bool {
+    pub fn wants_to_write(&self) -> bool {
         !self.outbox.is_empty()
     }
 
     /// Goes as far as the bytes that are there allow; true when the link is up.
-    pub(super) fn advance(&mut self) -> Result<bool, Refusal> {
+    pub fn advance(&mut self) -> Result<bool, Refusal> {
         loop {
             while !self.outbox.is_empty() {
-                match (&self.stream).write(&self.outbox) {
+                match self.stream.write(&self.outbox) {
+                    Ok(0) => return Err(Refusal::Closed),
                     Ok(n) => drop(self.outbox.drain(..n)),
                     Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                     Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -175,7 +177,7 @@ impl Handshake {
             // Never more than the message: what comes after it belongs to the first operation.
             let have = self.inbox.len();
             let mut buffer = [0; HELLO_BYTES];
-            match (&self.stream).read(&mut buffer[have..self.expect.bytes()]) {
+            match self.stream.read(&mut buffer[have..self.expect.bytes()]) {
                 Ok(0) => return Err(Refusal::Closed),
                 Ok(n) => self.inbox.extend_from_slice(&buffer[have..have + n]),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
@@ -193,7 +195,7 @@ impl Handshake {
     }
 
     /// The stream of a finished handshake.
-    pub(super) fn into_stream(self) -> TcpStream {
+    pub fn into_stream(self) -> S {
         self.stream
     }
 

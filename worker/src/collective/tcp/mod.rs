@@ -14,8 +14,8 @@
 //! [`Timeouts::silence`].
 
 mod form;
-mod frame;
-mod handshake;
+pub mod frame;
+pub mod handshake;
 #[cfg(test)]
 mod hostile_tests;
 mod schedule;

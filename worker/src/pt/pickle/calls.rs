@@ -90,6 +90,10 @@ impl Machine<'_> {
         match (function, args.as_slice()) {
             (Global::OrderedDict, []) => self.push(Node::Dict(Vec::new())),
             (Global::RebuildTensor, &[storage, offset, shape, strides, ..]) => {
+                // The same tuple can be the shape of any number of tensors, each of which has a copy.
+                if let Node::Tuple(sides) = &self.nodes[shape] {
+                    self.spend(sides.len())?;
+                }
                 let tensor = self.tensor(storage, offset, shape, strides);
                 let tensor = tensor.ok_or_else(|| self.malformed("a tensor's arguments are not torch's"))?;
                 self.push(tensor);

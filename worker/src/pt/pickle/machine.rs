@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::calls::Global;
-use super::{MAX_DEPTH, MAX_VALUES, Pickle, PickleError, StorageRef, TensorRef, Value};
+use super::{MAX_DEPTH, MAX_VALUES, MAX_WORK, Pickle, PickleError, StorageRef, TensorRef, Value};
 
 /// Runs the program at the start of `bytes` to its end.
 pub(super) fn run(bytes: &[u8]) -> Result<Pickle, PickleError> {
@@ -16,6 +16,7 @@ pub(super) fn run(bytes: &[u8]) -> Result<Pickle, PickleError> {
         marks: Vec::new(),
         memo: HashMap::new(),
         storages: Vec::new(),
+        work: MAX_WORK,
     };
     let root = machine.run()?;
     let mut budget = MAX_VALUES;
@@ -52,6 +53,8 @@ pub(super) struct Machine<'a> {
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
     pub(super) storages: Vec<Arc<StorageRef>>,
+    /// What is left of [`MAX_WORK`].
+    work: usize,
 }
 
 impl Machine<'_> {
@@ -59,6 +62,7 @@ impl Machine<'_> {
     fn run(&mut self) -> Result<Id, PickleError> {
         loop {
             let at = self.at;
+            self.spend(1)?;
             match self.take(1)?[0] {
                 b'.' => return self.pop(),
                 0x80 => match self.take(1)?[0] {
@@ -211,6 +215,12 @@ impl Machine<'_> {
                 opcode => return Err(PickleError::Opcode { opcode, at }),
             }
         }
+    }
+
+    /// Takes `work` from what is left: an opcode is 1, and so is each number of a tensor's shape.
+    pub(super) fn spend(&mut self, work: usize) -> Result<(), PickleError> {
+        self.work = self.work.checked_sub(work).ok_or(PickleError::TooLarge)?;
+        Ok(())
     }
 
     pub(super) fn malformed(&self, what: &'static str) -> PickleError {

@@ -3,7 +3,7 @@
 //! A pickle is a program for a stack machine that may name any function and have it called. This reader
 //! builds a closed set of values instead, and knows by name the few functions that torch's own files
 //! call; every other name is an error. So a hostile file can at worst be refused: the work and the
-//! memory are linear in its length, nesting and size of the result are limited.
+//! memory are linear in its length and limited, and so are nesting and size of the result.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,6 +18,9 @@ pub use write::write;
 pub const MAX_DEPTH: usize = 64;
 /// Most values that one pickle may hold, counting those that it mentions twice once for each mention.
 pub const MAX_VALUES: usize = 1 << 20;
+/// Most opcodes that one pickle may have, and numbers in the shapes of its tensors: each can hold memory, of which
+/// this makes 150 MB at most. The checkpoint of a ResNet-152 with its optimizer has under 100,000.
+pub const MAX_WORK: usize = 1 << 21;
 /// Most dimensions of a tensor.
 const MAX_DIMS: usize = 64;
 
@@ -190,7 +193,9 @@ pub enum PickleError {
     Malformed { at: usize, what: &'static str },
     #[error("its pickle nests deeper than {MAX_DEPTH} levels or contains itself")]
     Depth,
-    #[error("its pickle holds more than {MAX_VALUES} values")]
+    #[error(
+        "its pickle holds more than {MAX_VALUES} values, or takes more than {MAX_WORK} steps to make them"
+    )]
     TooLarge,
 }
 
