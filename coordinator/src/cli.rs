@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use relabel_config::LabelOptions;
+use relabel_config::{EvalOptions, LabelOptions};
 use relabel_proto::DEFAULT_PORT;
 use relabel_proto::security::AdminAccess;
 
@@ -35,7 +35,16 @@ pub enum Command {
     /// Have a checkpoint written at the next step; training goes on
     Checkpoint(CheckpointArgs),
     /// Make the label maps of a data set with workers that come and go
+    ///
+    /// Ended in any way, it is carried on by the same command. Workers are `worker label --coordinator URL`; all must
+    /// see the data, the weights and the folder of the maps under the same names.
     Label(Box<LabelArgs>),
+    /// Evaluate weights on one or more sets with workers that come and go
+    ///
+    /// It prints what `worker eval` prints, whatever the number of workers (the last digits of a loss are those of
+    /// their processors and threads, as there). They are `worker eval --coordinator URL`; all must see the weights and
+    /// the sets under the same names.
+    Eval(Box<EvalArgs>),
 }
 
 /// A run
@@ -87,12 +96,30 @@ fn default_address(local: bool) -> SocketAddr {
     }
 }
 
-/// A labelling. Ended in any way, it is carried on by the same command; all workers must see the data, the weights and
-/// the folder of the maps under the same names.
+/// A labelling
 #[derive(Args)]
 pub struct LabelArgs {
     #[command(flatten)]
     pub options: LabelOptions,
+    #[command(flatten)]
+    pub lease: LeaseArgs,
+}
+
+/// An evaluation
+#[derive(Args)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub options: EvalOptions,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub lease: LeaseArgs,
+}
+
+/// The workers of a labelling or an evaluation.
+#[derive(Args)]
+pub struct LeaseArgs {
     /// Start workers too, on this machine; others may join
     #[arg(long)]
     pub local: bool,
@@ -107,9 +134,12 @@ pub struct LabelArgs {
     pub listen: Option<SocketAddr>,
     #[command(flatten)]
     pub security: SecurityArgs,
+    /// Seconds without any worker, at the start and after the last was lost, before it fails
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub wait_for_workers: u64,
 }
 
-impl LabelArgs {
+impl LeaseArgs {
     pub fn listen(&self) -> SocketAddr {
         self.listen.unwrap_or_else(|| default_address(self.local))
     }

@@ -7,15 +7,15 @@
 //! - `launch` starts and watches workers on this machine.
 //! - [`security`] is the port: who may come to it, and how much of them.
 //! - `admin` is the other side: `coordinator status`, `stop` and `checkpoint`.
-//! - `label` has workers make label maps in place of a run.
+//! - `leases` has workers make label maps or evaluate weights in place of a run.
 
 mod admin;
 mod cli;
 pub mod config;
 pub mod driver;
 pub mod journal;
-mod label;
 mod launch;
+mod leases;
 pub mod metrics;
 pub mod progress;
 pub mod report;
@@ -58,7 +58,8 @@ pub fn main() -> ExitCode {
         Some(Command::Status(args)) => runtime.block_on(admin::status(args)),
         Some(Command::Stop(args)) => runtime.block_on(admin::stop(args)),
         Some(Command::Checkpoint(args)) => runtime.block_on(admin::checkpoint(args)),
-        Some(Command::Label(args)) => runtime.block_on(label::run(*args, screen)),
+        Some(Command::Label(args)) => runtime.block_on(leases::label::run(*args, screen)),
+        Some(Command::Eval(args)) => runtime.block_on(leases::eval::run(*args, screen)),
     };
     ended.unwrap_or_else(|error| {
         let usage = error.is::<run_dir::RunDirError>()

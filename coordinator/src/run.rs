@@ -159,7 +159,8 @@ async fn drive(
     }
 }
 
-async fn watch(local: Option<&mut Local>) -> String {
+/// Watches local workers where there are any; see [`Local::watch`].
+pub(crate) async fn watch(local: Option<&mut Local>) -> String {
     match local {
         Some(local) => local.watch().await,
         None => std::future::pending().await,

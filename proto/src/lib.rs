@@ -4,7 +4,9 @@
 //! peer leaves out or sets wrong is an [`Invalid`] that names the field.
 
 mod convert;
+mod evaluation;
 mod labelling;
+mod leases;
 pub mod security;
 mod status;
 mod text;
@@ -16,7 +18,7 @@ pub mod v1 {
 }
 
 pub use convert::{FirstMessage, Invalid, Told, Welcome, from_worker, hello, to_worker, welcome};
-pub use labelling::{LabelHello, ToLabeller, from_labeller, label_hello, to_labeller};
+pub use leases::{FirstLeaseMessage, LeaseHello, ToHolder, WireWork, from_holder, lease_hello, to_holder};
 pub use status::status;
 pub use text::sentence;
 

@@ -85,6 +85,19 @@ pub(crate) fn folder(value: String, field: &'static str) -> Result<String, Inval
     })
 }
 
+/// A network's name, which may be `script:` and a path: 1 to 4096 bytes, all of them to be seen.
+pub(crate) fn arch(value: String, field: &'static str) -> Result<String, Invalid> {
+    checked(value, field, |arch| (1..=PATH).contains(&arch.len()) && arch.chars().all(is_plain))
+}
+
+/// Where something is in a folder: a path that does not lead out of it, empty for the folder itself.
+pub(crate) fn below(value: String, field: &'static str) -> Result<String, Invalid> {
+    checked(value, field, |path| {
+        let inside = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+        inside && path.len() <= PATH && path.chars().all(is_plain)
+    })
+}
+
 /// `host:port`, the host a name, an IPv4 address or an IPv6 address in brackets.
 pub(crate) fn address(value: String, field: &'static str) -> Result<String, Invalid> {
     checked(value, field, |address| {
@@ -164,6 +177,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_below_a_folder_does_not_lead_out_of_it() {
+        for good in ["", "val", "fog/1", "größer/..."] {
+            assert!(below(good.into(), "below").is_ok(), "{good}");
+        }
+        for bad in ["/val", "..", "../val", "val/../../etc", "./val", "val\0", "a\nb", &"a".repeat(PATH + 1)]
+        {
+            assert!(below(bad.into(), "below").is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn an_address_has_a_host_and_a_port() {
         for good in
             ["h:1", "node-1.cluster.local:65535", "10.0.0.1:4747", "[::1]:80", "[fe80::1%eth0]:80", "a_b:2"]
@@ -200,6 +224,10 @@ mod tests {
         assert!(name("host-7".into(), "host").is_ok() && name("ein Rechner".into(), "host").is_ok());
         for bad in [String::new(), "a\nb".into(), "\u{1b}c".into(), "h".repeat(NAME + 1)] {
             assert!(name(bad.clone(), "host").is_err(), "{bad:?}");
+        }
+        assert!(arch("script:/netze/ein netz.pt".into(), "arch").is_ok());
+        for bad in [String::new(), "a\u{202e}b".into(), "a".repeat(PATH + 1)] {
+            assert!(arch(bad.clone(), "arch").is_err(), "{bad:?}");
         }
         assert!(word("0123abcdef".into(), "blake3").is_ok() && word(String::new(), "blake3").is_ok());
         for bad in ["a b".into(), "é".into(), "\n".into(), "f".repeat(129)] {

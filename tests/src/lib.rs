@@ -127,6 +127,7 @@ pub fn sorted(folder: &Path) -> Vec<PathBuf> {
 /// How a program ended.
 pub struct Ended {
     pub status: ExitStatus,
+    pub stdout: String,
     pub stderr: String,
 }
 
@@ -138,9 +139,10 @@ impl Ended {
     }
 }
 
-/// A started program whose standard error goes to a file. Killed when dropped.
+/// A started program whose output goes to files. Killed when dropped.
 pub struct Running {
     child: Child,
+    out: PathBuf,
     log: PathBuf,
 }
 
@@ -150,9 +152,10 @@ pub fn start(mut command: Command) -> Running {
         std::env::temp_dir().join(format!("relabel-test-{}-{:?}.log", std::process::id(), Instant::now()));
     let log =
         log.with_file_name(log.file_name().unwrap().to_string_lossy().replace([' ', '{', '}', ':', ','], ""));
-    let file = std::fs::File::create(&log).unwrap();
-    let child = command.stdout(Stdio::null()).stderr(file).spawn().unwrap();
-    Running { child, log }
+    let out = log.with_extension("out");
+    let file = |path: &Path| std::fs::File::create(path).unwrap();
+    let child = command.stdout(file(&out)).stderr(file(&log)).spawn().unwrap();
+    Running { child, out, log }
 }
 
 /// Runs a program to its end.
@@ -173,7 +176,8 @@ impl Running {
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                return Ended { status, stderr: self.stderr() };
+                let stdout = std::fs::read_to_string(&self.out).unwrap();
+                return Ended { status, stdout, stderr: self.stderr() };
             }
             assert!(began.elapsed() < GUARD, "still running after {GUARD:?}:\n{}", self.stderr());
             std::thread::sleep(Duration::from_millis(20));
@@ -231,6 +235,7 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_file(&self.log);
+        let _ = std::fs::remove_file(&self.out);
     }
 }
 

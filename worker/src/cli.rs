@@ -27,6 +27,8 @@ pub enum Command {
     /// Make a small data set of several objects a picture, with label maps
     Synth(worker::synth::SynthArgs),
     /// Make the label maps of a data set with a trained classifier
+    #[command(override_usage = "worker label [OPTIONS] --data <DIR> --out <DIR> --arch <ARCH>\n       \
+                                worker label [OPTIONS] --coordinator <URL>")]
     Label(worker::annotate::LabelArgs),
     /// Pack a folder of label maps into one memory-mapped file
     Pack(worker::labels::pack::PackArgs),
@@ -35,6 +37,8 @@ pub enum Command {
     /// Write weights as torch and torchvision load them
     Export(worker::weights::export::ExportArgs),
     /// Evaluate weights on one or more sets
+    #[command(override_usage = "worker eval [OPTIONS] --weights <FILE> --data <[NAME=]DIR>...\n       \
+                                worker eval [OPTIONS] --coordinator <URL>")]
     Eval(worker::eval::command::EvalArgs),
     /// Say what image files show
     Predict(worker::predict::PredictArgs),

@@ -8,6 +8,7 @@
 //! - [`collective`]: sums between ranks. Knows nothing of libtorch.
 //! - [`torch`]: what tch does not expose; the one place with C++.
 //! - [`annotate`]: makes label maps with a trained classifier. [`predict`]: says what pictures show.
+//! - `leases`: ranges of images from `coordinator label` or `coordinator eval`, in place of a whole command's.
 //! - [`synth`]: a small data set to try it all on.
 
 pub mod annotate;
@@ -16,9 +17,11 @@ pub mod collective;
 pub mod data;
 pub mod eval;
 pub mod labels;
+mod leases;
 pub mod model;
 pub mod optim;
 pub mod predict;
+pub mod print;
 mod progress;
 pub mod pt;
 pub mod session;

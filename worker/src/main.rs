@@ -24,21 +24,12 @@ fn main() -> ExitCode {
         Some(Command::Export(args)) => worker::weights::export::run(&args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {}", one_line(&error));
+        eprintln!("error: {}", worker::print::one_line(&error));
         // Wrong usage has a code of its own.
         if error.is::<relabel_proto::security::SecurityError>() {
             ExitCode::from(2)
         } else {
             ExitCode::FAILURE
         }
-    })
-}
-
-/// The causes after the words that they explain, but for those that these words tell already.
-fn one_line(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |line, cause| match line.as_str() {
-        "" => cause,
-        told if told.contains(&cause) => line,
-        told => format!("{told}: {cause}"),
     })
 }

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use relabel_config::NetworkOptions;
+use relabel_core::evaluation::report::aligned;
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
@@ -13,9 +15,9 @@ use crate::data::augment::{Input, Scaler};
 use crate::data::decode::{Decoder, RgbImage};
 use crate::data::{DataError, ImageError};
 use crate::eval::classes::Classes;
-use crate::eval::network::{Network, NetworkArgs};
-use crate::eval::report::{aligned, print};
+use crate::eval::network::{self, Network};
 use crate::model::image_batch;
+use crate::print::print;
 
 /// Arguments of `worker predict`.
 #[derive(Debug, Args)]
@@ -24,7 +26,10 @@ pub struct PredictArgs {
     #[arg(required = true, value_name = "IMG")]
     images: Vec<PathBuf>,
     #[command(flatten)]
-    network: NetworkArgs,
+    network: NetworkOptions,
+    /// Threads of libtorch, and threads that load images [default: the machine's cores]
+    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
     /// A data set whose class folders name the classes, in train/, val/ or the folder itself
     #[arg(long, value_name = "DIR", conflicts_with = "classes")]
     data: Option<PathBuf>,
@@ -48,7 +53,7 @@ struct Seen {
 /// Runs the command: the answers go to standard output, a line for each unreadable image to standard error.
 /// Fails at the end if there was one.
 pub fn run(args: &PredictArgs) -> Result<ExitCode> {
-    let mut network = args.network.open()?;
+    let mut network = network::open(&args.network, crate::torch::threads(args.threads))?;
     if let Some(data) = &args.data {
         let folder = ["train", "val"].map(|name| data.join(name)).into_iter().find(|folder| folder.is_dir());
         network.classes = Some(Classes::read(folder.as_deref().unwrap_or(data))?);

@@ -244,7 +244,8 @@ pub(crate) fn refusal(access: &Access, status: Status) -> SessionError {
     }
     match status.code() {
         Code::Unimplemented => SessionError::Refused(
-            "it does something else: `worker` trains with `coordinator`, `worker label` labels with `coordinator label`"
+            "it does something else: `worker` trains with `coordinator`, `worker label` labels with `coordinator \
+             label`, and `worker eval` evaluates with `coordinator eval`"
                 .into(),
         ),
         Code::Unavailable | Code::Unknown | Code::Cancelled => {

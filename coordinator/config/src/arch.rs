@@ -38,6 +38,19 @@ pub fn file_stem(arch: &str) -> String {
     format!("script-{stem}")
 }
 
+/// `arch` with a module's file by a path that means the same in whatever folder a program runs.
+///
+/// # Errors
+/// The current folder cannot be told.
+pub(crate) fn absolute(arch: &str) -> std::io::Result<String> {
+    let Some(file) = arch.strip_prefix(SCRIPT).filter(|file| !file.is_empty()) else {
+        return Ok(arch.to_owned());
+    };
+    // It was Unicode, and the current folder's name may not be: then it stays as it is.
+    let file = std::path::absolute(file)?;
+    Ok(file.to_str().map_or_else(|| arch.to_owned(), |file| format!("{SCRIPT}{file}")))
+}
+
 impl crate::Model {
     /// Whether the network is a TorchScript module.
     pub fn is_script(&self) -> bool {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::SCRIPT;
+use crate::arch;
 
 /// The options of a labelling.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -50,22 +50,20 @@ impl LabelOptions {
     /// The current folder cannot be told.
     pub fn absolute(&self) -> std::io::Result<Self> {
         let absolute = |path: &PathBuf| std::path::absolute(path);
-        let arch = match self.arch.strip_prefix(SCRIPT).filter(|file| !file.is_empty()) {
-            // It was Unicode, and the current folder's name may not be: then it stays as it is.
-            Some(file) => match std::path::absolute(Path::new(file))?.to_str() {
-                Some(file) => format!("{SCRIPT}{file}"),
-                None => self.arch.clone(),
-            },
-            None => self.arch.clone(),
-        };
         Ok(Self {
             data: absolute(&self.data)?,
             out: absolute(&self.out)?,
             weights: self.weights.as_ref().map(absolute).transpose()?,
             head: self.head.as_ref().map(absolute).transpose()?,
-            arch,
+            arch: arch::absolute(&self.arch)?,
             ..self.clone()
         })
+    }
+
+    /// The files and folders that workers read and write.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        let Self { data, out, weights, head, .. } = self;
+        [Some(data), Some(out), weights.as_ref(), head.as_ref()].into_iter().flatten().map(PathBuf::as_path)
     }
 }
 

@@ -7,6 +7,7 @@
 //! `coordinator/src/config`.
 
 mod arch;
+mod evaluation;
 mod labelling;
 mod schema;
 #[cfg(test)]
@@ -14,6 +15,7 @@ mod tests;
 mod validate;
 
 pub use arch::{ARCHS, SCRIPT, file_stem};
+pub use evaluation::{EvalOptions, NamedSet, NetworkOptions};
 pub use labelling::LabelOptions;
 pub use schema::{IGNORED, Kind, Setting, Value, nearest, schema};
 pub use validate::{Invalid, validate};

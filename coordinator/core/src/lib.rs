@@ -57,7 +57,11 @@
 //!
 //! Each decision is a sentence with its reason, in the log and in [`Status::decisions`].
 //!
-//! [`labelling`] decides likewise who makes which label maps, for `coordinator label`.
+//! # Work without a run
+//!
+//! [`leases`] decides likewise which worker has which range of samples where no step waits for all: for
+//! `coordinator label` ([`labelling`]) and for `coordinator eval` ([`evaluation`], whose sums and report are those of
+//! `worker eval` too).
 
 mod command;
 mod decision;
@@ -69,8 +73,10 @@ mod status;
 mod straggler;
 
 pub mod checkpoint;
+pub mod evaluation;
 pub mod history;
 pub mod labelling;
+pub mod leases;
 pub mod membership;
 pub mod shards;
 pub mod validation;

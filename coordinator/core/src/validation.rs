@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::WorkerId;
+use crate::evaluation::counts::Counts;
 
 /// What one rank found on its part of the validation set. Counts and sums, so that they add up exactly.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,15 +19,6 @@ pub struct Part {
     pub loss_sum: f64,
 }
 
-/// The sum of the parts.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(crate) struct Tally {
-    pub samples: u64,
-    pub top1: u64,
-    pub top5: u64,
-    pub loss_sum: f64,
-}
-
 /// A validation under way.
 #[derive(Debug, Clone)]
 pub(crate) struct Validation {
@@ -35,12 +27,12 @@ pub(crate) struct Validation {
     /// Samples that were asked for, and that each worker says it has done.
     samples: u64,
     done: BTreeMap<WorkerId, u64>,
-    tally: Tally,
+    sum: Counts,
 }
 
 impl Validation {
     pub fn new(epoch: u32) -> Self {
-        Self { epoch, awaited: BTreeSet::new(), samples: 0, done: BTreeMap::new(), tally: Tally::default() }
+        Self { epoch, awaited: BTreeSet::new(), samples: 0, done: BTreeMap::new(), sum: Counts::default() }
     }
 
     /// Notes that `worker` was asked for `range`.
@@ -62,14 +54,13 @@ impl Validation {
 
     /// Adds a part. The sum is returned with the last one; a part that was not asked for, or that was
     /// counted already, changes nothing.
-    pub fn add(&mut self, worker: WorkerId, part: &Part) -> Option<Tally> {
+    pub fn add(&mut self, worker: WorkerId, part: &Part) -> Option<Counts> {
         if part.epoch != self.epoch || !self.awaited.remove(&(worker, part.range.start, part.range.end)) {
             return None;
         }
-        self.tally.samples += part.range.end - part.range.start;
-        self.tally.top1 += part.top1;
-        self.tally.top5 += part.top5;
-        self.tally.loss_sum += part.loss_sum;
-        self.awaited.is_empty().then_some(self.tally)
+        let Part { range, top1, top5, loss_sum, .. } = part;
+        let samples = range.end - range.start;
+        self.sum += Counts { samples, top1: *top1, top5: *top5, loss_sum: *loss_sum };
+        self.awaited.is_empty().then_some(self.sum)
     }
 }

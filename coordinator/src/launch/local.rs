@@ -44,7 +44,7 @@ impl Local {
             threads,
             extra: match task {
                 Task::Train => vec!["--cpu".into()],
-                Task::Label => Vec::new(),
+                Task::Lease(_) => Vec::new(),
             },
         };
         let (workers, least) = (LocalWorkers::start(options).await?, least as usize);

@@ -94,8 +94,8 @@ pub(crate) fn worker_program() -> Result<PathBuf, LaunchError> {
 pub(crate) enum Task {
     /// Train, each as its rank.
     Train,
-    /// Make label maps.
-    Label,
+    /// See to ranges of images, each a `worker` with this subcommand.
+    Lease(&'static str),
 }
 
 /// What local workers are started with.
@@ -127,7 +127,7 @@ impl LocalOptions {
     fn args(&self, rank: u32) -> Vec<OsString> {
         let mut args: Vec<OsString> = match self.task {
             Task::Train => vec!["--rank".into(), rank.to_string().into()],
-            Task::Label => vec!["label".into()],
+            Task::Lease(command) => vec![command.into()],
         };
         args.extend(["--coordinator".into(), OsString::from(&self.home.url)]);
         args.extend(["--threads".into(), self.threads().to_string().into()]);

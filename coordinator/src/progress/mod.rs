@@ -1,7 +1,7 @@
 //! What a person sees of a run: bars on a terminal, plain lines elsewhere. Log lines and bars go through
 //! one [`Screen`], so that neither tears the other.
 
-mod label;
+mod leases;
 #[cfg(test)]
 mod tests;
 
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::fmt::MakeWriter;
 
-pub use label::LabelProgress;
+pub use leases::LeaseProgress;
 
 /// Where lines go, and the bars that stand below them. Cheap to clone; give one to tracing as its writer
 /// (`.with_writer(screen.clone())`) and one to [`Progress`].

@@ -4,6 +4,7 @@
 mod certificates;
 mod client;
 mod forgeries;
+mod leases;
 mod limits;
 mod roles;
 mod strangers;

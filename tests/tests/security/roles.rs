@@ -8,12 +8,12 @@ use relabel_tests::{Ended, Scratch, assert_each_sample_once, program, run, start
 use super::certificates::Authority;
 use super::client::{access, runtime, status};
 
-const JOIN: &str = "the-join-token-of-this-test";
-const ADMIN: &str = "the-admin-token-of-this-test";
+pub const JOIN: &str = "the-join-token-of-this-test";
+pub const ADMIN: &str = "the-admin-token-of-this-test";
 
 /// The one line that a program ended with, and exit code 1.
 #[track_caller]
-fn assert_refused(ended: &Ended, words: &[&str]) {
+pub fn assert_refused(ended: &Ended, words: &[&str]) {
     let line = ended.last_line(1);
     assert_eq!(ended.stderr.lines().count(), 1, "one line, not more:\n{}", ended.stderr);
     for word in words {
@@ -21,7 +21,7 @@ fn assert_refused(ended: &Ended, words: &[&str]) {
     }
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use relabel_config::LabelOptions;
+use relabel_core::labelling::{LabelReport, LabelSeen, Labelling};
+use relabel_core::leases::Piece;
 
 use super::annotator::{Annotator, Arch};
 use super::recipe::Recipe;
@@ -14,6 +16,7 @@ use crate::data::index::Split;
 use crate::data::whole::{WholeLoader, WholePlan};
 use crate::labels::pack::training_folder;
 use crate::labels::{LabelMap, map_in_order, map_path};
+use crate::leases::Holder;
 use crate::progress::Progress;
 
 /// Pixels of the input for each cell of the map, for every network here.
@@ -43,6 +46,33 @@ pub(super) struct Made {
     pub(super) unreadable: Vec<String>,
 }
 
+impl Holder for Labeller {
+    type Work = Labelling;
+
+    fn open(options: LabelOptions, threads: usize) -> Result<Self> {
+        Self::open(options, threads)
+    }
+
+    fn seen(&self) -> Result<LabelSeen> {
+        Ok(LabelSeen {
+            samples: self.split.len() as u64,
+            fingerprint: blake3::Hash::from(self.split.fingerprint()).to_hex().to_string(),
+            recipe: self.recipe.hash()?,
+        })
+    }
+
+    fn work(&self, piece: &Piece, over: &AtomicBool) -> Result<LabelReport> {
+        let (range, images) = (&piece.samples, self.split.len() as u64);
+        ensure!(range.end <= images, "the coordinator handed out images {range:?} of {images}");
+        // Below the number of images, which is one of 32 bits.
+        let samples: Vec<u32> = range.clone().map(|sample| sample as u32).collect();
+        let missing = self.missing(&samples);
+        let there = (samples.len() - missing.len()) as u64;
+        let made = self.make(missing, over)?;
+        Ok(LabelReport { made: made.maps as u64, there, unreadable: made.unreadable })
+    }
+}
+
 impl Labeller {
     /// Opens everything and makes the folder for the maps.
     ///
@@ -67,11 +97,6 @@ impl Labeller {
     /// The images.
     pub(super) fn split(&self) -> &Split {
         &self.split
-    }
-
-    /// What the maps are a function of, apart from the images.
-    pub(super) fn recipe(&self) -> &Recipe {
-        &self.recipe
     }
 
     /// Those of `samples` whose map does not stand on the disk whole.

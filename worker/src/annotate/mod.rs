@@ -7,26 +7,25 @@
 //!
 //! A map that stands in the output folder whole is not made again, so a run that was killed is carried on by
 //! the same command. `recipe` keeps maps of different annotators from ending up in one folder. `labeller` has the
-//! work; it is given by the command line, or range by range by `coordinator label` (`coordinated`, over a `stream`).
+//! work; it is given by the command line, or range by range by `coordinator label`.
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use clap::{ArgMatches, Args, Command, FromArgMatches};
+use clap::Args;
 use relabel_config::LabelOptions;
 use relabel_proto::security::WorkerAccess;
 
 use crate::labels::packed::Precision;
 use crate::labels::{map_path, pack};
+use crate::leases::{self, Own};
 
 pub mod annotator;
-mod coordinated;
 mod labeller;
 mod recipe;
 mod shard;
-mod stream;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -38,7 +37,7 @@ use shard::Shard;
 #[derive(Debug, Args)]
 pub struct LabelArgs {
     #[command(flatten)]
-    own: Option<OwnOptions>,
+    own: Option<Own<LabelOptions>>,
     /// When all maps are there, pack them into this file too, as `worker pack` does
     #[arg(long, value_name = "FILE", conflicts_with_all = ["shard", "coordinator"])]
     pub pack: Option<PathBuf>,
@@ -58,51 +57,16 @@ pub struct LabelArgs {
     pub threads: Option<u16>,
 }
 
-/// The options of a labelling where no coordinator gives them: then they are needed, else they may not be given.
-#[derive(Debug)]
-struct OwnOptions(LabelOptions);
-
-impl Args for OwnOptions {
-    fn group_id() -> Option<clap::Id> {
-        LabelOptions::group_id()
-    }
-
-    fn augment_args(command: Command) -> Command {
-        LabelOptions::augment_args(command).mut_args(|arg| {
-            let arg = match arg.is_required_set() {
-                true => arg.required(false).required_unless_present("coordinator"),
-                false => arg,
-            };
-            arg.conflicts_with("coordinator")
-        })
-    }
-
-    fn augment_args_for_update(command: Command) -> Command {
-        LabelOptions::augment_args_for_update(command)
-    }
-}
-
-impl FromArgMatches for OwnOptions {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        LabelOptions::from_arg_matches(matches).map(Self)
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        self.0.update_from_arg_matches(matches)
-    }
-}
-
 /// Runs the command. Unreadable images are listed at the end, and fail it only where no map came out at all.
 pub fn run(args: &LabelArgs) -> Result<()> {
-    let threads = args
-        .threads
-        .map_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get), usize::from);
+    let threads = crate::torch::threads(args.threads);
     crate::torch::set_num_threads(threads);
     match (&args.coordinator, &args.own) {
         (Some(url), _) => {
-            coordinated::run(&args.access.to(url)?, Duration::from_secs(args.connect_timeout), threads)
+            let patience = Duration::from_secs(args.connect_timeout);
+            leases::run::<Labeller>(&args.access.to(url)?, patience, threads)
         }
-        (None, Some(OwnOptions(options))) => alone(args, options, threads),
+        (None, Some(Own(options))) => alone(args, options, threads),
         (None, None) => {
             bail!("name what is to be labelled, with --data, --out and --arch, or a --coordinator")
         }

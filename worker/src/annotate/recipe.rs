@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::annotator::{Annotator, Arch};
 use crate::checkpoint::temporary::Temporary;
+use crate::leases::content_hash;
 
 const NAME: &str = "label.json";
 const VERSION: u32 = 1;
@@ -37,17 +38,11 @@ impl Recipe {
             Arch::Network(name) => (Some(name.clone()), options.weights.as_deref()),
             Arch::Script(file) => (None, Some(file.as_path())),
         };
-        let sum = |file: &Path| -> Result<String> {
-            let mut hasher = blake3::Hasher::new();
-            let read = std::fs::File::open(file).and_then(|file| hasher.update_reader(file).map(drop));
-            read.with_context(|| format!("{} cannot be read", file.display()))?;
-            Ok(hasher.finalize().to_hex().to_string())
-        };
         Ok(Self {
             version: VERSION,
             arch,
-            weights: weights.map(sum).transpose()?.unwrap_or_default(),
-            head: options.head.as_deref().map(sum).transpose()?,
+            weights: weights.map(content_hash).transpose()?.unwrap_or_default(),
+            head: options.head.as_deref().map(content_hash).transpose()?,
             size,
             top_k: annotator.top_k(),
             dtype: if options.half { "float16" } else { "float32" }.to_owned(),

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use relabel_core::evaluation::counts::MultiLabelCounts;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -48,30 +49,6 @@ pub struct MultiLabel {
 struct Labels {
     correct: BTreeSet<u32>,
     unclear: BTreeSet<u32>,
-}
-
-/// What was right among the annotated images.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct MultiLabelCounts {
-    pub images: u64,
-    /// Images whose first answer is one of the correct classes.
-    correct: u64,
-    /// By the image's original class: images, and those whose answer is correct or unclear.
-    by_class: BTreeMap<u32, (u64, u64)>,
-}
-
-impl MultiLabelCounts {
-    /// Correct or unclear is right; the mean within each original class, then over those classes. In
-    /// [0, 1]; NaN of no images.
-    pub fn class_mean(&self) -> f64 {
-        let shares = self.by_class.values().map(|&(images, right)| right as f64 / images as f64);
-        shares.sum::<f64>() / self.by_class.len() as f64
-    }
-
-    /// The authors' own: only correct is right; the mean over images. In [0, 1]; NaN of no images.
-    pub fn correct(&self) -> f64 {
-        self.correct as f64 / self.images as f64
-    }
 }
 
 impl MultiLabel {

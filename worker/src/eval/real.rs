@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use relabel_core::evaluation::counts::RealCounts;
+
 use super::sets::IMAGENET_VAL;
 
 /// Why the labels cannot be used. One line.
@@ -20,20 +22,6 @@ pub enum RealError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Real {
     labels: Vec<Vec<u32>>,
-}
-
-/// Images with labels, and those whose first answer is among them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct RealCounts {
-    pub images: u64,
-    pub right: u64,
-}
-
-impl RealCounts {
-    /// In [0, 1]; NaN where no image had a label.
-    pub fn accuracy(&self) -> f64 {
-        self.right as f64 / self.images as f64
-    }
 }
 
 impl Real {

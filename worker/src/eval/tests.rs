@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
+use relabel_core::evaluation::counts::{MultiLabelCounts, RealCounts};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 
 use super::classes::{Classes, ClassesError, class_ids};
-use super::corruption::{Baseline, CorruptionErrors, mean_error};
-use super::multi_label::{MultiLabel, MultiLabelCounts, MultiLabelError};
-use super::real::{Real, RealCounts};
+use super::multi_label::{MultiLabel, MultiLabelError};
+use super::real::Real;
 use super::sets::{Corruption, EvalSet, Layout, layout};
-use super::{Counts, attack};
+use super::{attack, count_logits};
 use crate::model::{BatchNormOptions, build};
 
 fn strings(names: &[&str]) -> Vec<String> {
@@ -27,8 +27,7 @@ fn top1_top5_and_loss_are_those_of_their_definitions() {
     // Seven outputs; the right one is the first, the fifth and the sixth of the answers.
     let rows = [[7.0_f32, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]; 3];
     let logits = Tensor::from_slice(rows.as_flattened()).view([3, 7]);
-    let mut counts = Counts::default();
-    counts.add_logits(&logits, &Tensor::from_slice(&[0_i64, 4, 5]));
+    let counts = count_logits(&logits, &Tensor::from_slice(&[0_i64, 4, 5]));
     let total: f64 = (1..=7).map(|logit| f64::from(logit).exp()).sum();
     assert_eq!((counts.samples, counts.top1, counts.top5), (3, 1, 2));
     close(counts.loss_sum, 3.0 * total.ln() - 7.0 - 3.0 - 2.0);
@@ -41,8 +40,7 @@ fn top1_top5_and_loss_are_those_of_their_definitions() {
 fn what_is_no_answer_has_no_part_in_accuracy_and_loss() {
     let logits = Tensor::from_slice(&[9.0_f32, 1.0, 8.0, 2.0]).view([1, 4]);
     let mask = Tensor::from_slice(&[true, false, true, false]);
-    let mut counts = Counts::default();
-    counts.add_logits(&logits.masked_fill(&mask, f64::NEG_INFINITY), &Tensor::from_slice(&[3_i64]));
+    let counts = count_logits(&logits.masked_fill(&mask, f64::NEG_INFINITY), &Tensor::from_slice(&[3_i64]));
     assert_eq!((counts.top1, counts.top5), (1, 1));
     close(counts.loss_sum, (1.0_f64.exp() + 2.0_f64.exp()).ln() - 2.0);
 }
@@ -208,37 +206,6 @@ fn multi_label_accuracy_has_two_definitions() {
 }
 
 #[test]
-fn corruption_errors_are_divided_by_the_baseline_s_and_averaged() {
-    let folder = TempDir::new().unwrap();
-    let path = folder.path().join("baseline.json");
-    std::fs::write(&path, r#"{"fog": 0.8, "snow": [0.2, 0.3, 0.4, 0.5, 0.6]}"#).unwrap();
-    let baseline = Baseline::read(&path).unwrap();
-    let corruption = |name: &str, errors: &[f64]| CorruptionErrors {
-        name: name.into(),
-        errors: (1..).zip(errors.iter().copied()).collect(),
-    };
-    let fog = corruption("fog", &[0.1, 0.2, 0.3, 0.4, 0.5]);
-    let snow = corruption("snow", &[0.5; 5]);
-    let extra = corruption("spatter", &[1.0; 5]);
-    close(fog.mean(), 0.3);
-    close(fog.normalized(&baseline).unwrap(), 0.3 / 0.8);
-    assert_eq!(extra.normalized(&baseline), None);
-    let all = [fog.clone(), snow, extra];
-    let mean = mean_error(&all, &baseline);
-    close(mean.mean, (0.3 + 0.5 + 1.0) / 3.0);
-    close(mean.normalized.unwrap(), (0.3 / 0.8 + 0.5 / 0.4) / 2.0);
-
-    // With severities missing the published means are of something else.
-    let some = mean_error(&[fog, corruption("snow", &[0.5; 3])], &baseline);
-    assert_eq!((some.normalized, some.missing), (None, strings(&["snow"])));
-    assert_eq!(mean_error(&all, &Baseline::alexnet()).missing.len(), 13);
-
-    std::fs::write(&path, r#"{"fog": 80}"#).unwrap();
-    let error = Baseline::read(&path).unwrap_err().to_string();
-    assert!(error.contains("fog has 80") && error.contains("baseline.json"), "{error}");
-}
-
-#[test]
 fn the_attack_moves_each_pixel_by_epsilon_within_its_range_and_raises_the_loss() {
     let model = build("resnet18", 4, BatchNormOptions::default(), Device::Cpu, 3).unwrap();
     let mean = Tensor::from_slice(&crate::data::augment::MEAN).view([1, 3, 1, 1]);
@@ -256,11 +223,7 @@ fn the_attack_moves_each_pixel_by_epsilon_within_its_range_and_raises_the_loss()
     let back = &moved * &deviation + &mean;
     assert!((back - &expected).abs().max().double_value(&[]) < 1e-6);
     assert!((&expected - &pixels).abs().max().double_value(&[]) > 0.9 * epsilon);
-    let loss = |x: &Tensor| {
-        let mut counts = Counts::default();
-        counts.add_logits(&tch::no_grad(|| model.forward(x, false)), &classes);
-        counts.loss_sum
-    };
+    let loss = |x: &Tensor| count_logits(&tch::no_grad(|| model.forward(x, false)), &classes).loss_sum;
     assert!(loss(&moved) > loss(&x), "{} {}", loss(&moved), loss(&x));
     // One image's direction does not depend on what else is in the batch.
     let alone = attack::direction(&model, &x.narrow(0, 1, 1), &classes.narrow(0, 1, 1), |l| l).unwrap();

@@ -234,6 +234,11 @@ pub fn from_f32(values: &[f32], shape: &[i64]) -> Result<Tensor, TorchError> {
     from_bytes(bytes, shape, Kind::Float)
 }
 
+/// Threads to use: those that are given, or as many as the machine has cores.
+pub fn threads(given: Option<u16>) -> usize {
+    given.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
+}
+
 /// How many threads one operator of this process may use at most; at least 1.
 pub fn set_num_threads(threads: usize) {
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));

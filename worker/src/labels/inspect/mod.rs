@@ -1,7 +1,6 @@
 //! `worker inspect label-map`: what is in a label map, what crops of it would teach, and both as a picture.
 
 use std::fmt::Write as _;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +11,7 @@ use serde_json::json;
 use super::packed::{Packed, PackedError};
 use super::pool::{UnitBox, pool};
 use super::{LabelError, LabelMap};
+use crate::print::print;
 
 mod canvas;
 mod names;
@@ -137,14 +137,6 @@ pub fn run(args: &LabelMapArgs) -> Result<()> {
         as_text(&args.file, &source, &targets, &classes, axes.len())
     };
     print(&text)
-}
-
-/// Prints to standard output. A reader that has seen enough, such as `head`, is no failure.
-fn print(text: &str) -> Result<()> {
-    match writeln!(std::io::stdout().lock(), "{text}") {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("standard output"),
-        _ => Ok(()),
-    }
 }
 
 fn read(file: &Path, key: Option<&str>, classes: u32) -> Result<Source> {

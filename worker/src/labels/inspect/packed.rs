@@ -7,9 +7,9 @@ use clap::Args;
 use indicatif::HumanBytes;
 use serde_json::json;
 
-use super::print;
 use crate::labels::LabelError;
 use crate::labels::packed::{Layout, Packed};
+use crate::print::print;
 use crate::progress::Progress;
 
 /// Damaged maps that are named.

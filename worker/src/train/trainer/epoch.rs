@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use relabel_config::NonFinite;
+use relabel_core::evaluation::counts::Counts;
 use relabel_core::{FromWorker, Generation, Position, Rank, StepReport, ToWorker, shards, validation::Part};
 
 use super::{Member, Next, TrainError, Trainer};
@@ -12,7 +13,7 @@ use crate::data::augment::{Augment, EvalTransform};
 use crate::data::cutmix::CutMix;
 use crate::data::loader::{Batch, EvalLoader, EvalPlan, TrainLoader, TrainPlan};
 use crate::data::order::epoch_order;
-use crate::eval::Counts;
+use crate::eval;
 use crate::train::learner::{Ask, StepError, Stepped};
 use crate::train::samples::SampleLog;
 use crate::train::transfer::Tally;
@@ -239,7 +240,7 @@ impl Trainer<'_> {
             }
             let Some(batch) = loader.next() else { break };
             let batch = batch?;
-            counts.add(self.learner.validated(), &batch, size)?;
+            counts += eval::count(self.learner.validated(), &batch, size)?;
             loader.recycle(batch);
             if reported.elapsed() >= REPORT_EVERY {
                 self.session.reports().send(FromWorker::Validating { generation, done: counts.samples });

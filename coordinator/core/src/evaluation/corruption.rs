@@ -31,12 +31,11 @@ const SEVERITIES: usize = 5;
 
 /// Why baseline errors cannot be used. One line.
 #[derive(Debug, thiserror::Error)]
-pub enum BaselineError {
-    #[error("cannot read {}: {source}", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("{}: not baseline errors, a JSON object of a mean error in (0, 1], or a list of errors by severity, for \
-             each corruption ({reason})", path.display())]
-    Format { path: PathBuf, reason: String },
+#[error("{}: not baseline errors, a JSON object of a mean error in (0, 1], or a list of errors by severity, for \
+         each corruption ({reason})", path.display())]
+pub struct BaselineError {
+    path: PathBuf,
+    reason: String,
 }
 
 /// Mean errors of another network, in (0, 1], by corruption.
@@ -61,19 +60,18 @@ impl Baseline {
         Self { origin: "AlexNet's errors".to_owned(), errors }
     }
 
-    /// Reads `{"gaussian_noise": 0.886, ...}` or `{"gaussian_noise": [0.7, 0.8, ...], ...}`.
+    /// The errors in the file `path` with the content `text`: `{"gaussian_noise": 0.886, ...}` or
+    /// `{"gaussian_noise": [0.7, 0.8, ...], ...}`.
     ///
     /// # Errors
-    /// An unreadable file, or errors out of their range.
-    pub fn read(path: &Path) -> Result<Self, BaselineError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| BaselineError::Read { path: path.to_path_buf(), source })?;
-        let errors = Self::parse(&text)
-            .map_err(|reason| BaselineError::Format { path: path.to_path_buf(), reason })?;
+    /// Something else in it, or errors out of their range.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, BaselineError> {
+        let errors = Self::errors(text);
+        let errors = errors.map_err(|reason| BaselineError { path: path.to_path_buf(), reason })?;
         Ok(Self { origin: format!("the errors in {}", path.display()), errors })
     }
 
-    fn parse(text: &str) -> Result<BTreeMap<String, f64>, String> {
+    fn errors(text: &str) -> Result<BTreeMap<String, f64>, String> {
         let given: BTreeMap<String, Errors> =
             serde_json::from_str(text).map_err(|error| error.to_string())?;
         let mean = |(name, errors): (String, Errors)| {

@@ -1,29 +1,27 @@
-//! What `worker eval` prints: a table for people, JSON for programs. Accuracies and errors are in percent,
-//! losses in nats an image.
+//! What `worker eval` and `coordinator eval` print: a table for people, JSON for programs. Accuracies and errors are in
+//! percent, losses in nats an image.
 
-use std::io::Write;
-
-use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::Counts;
 use super::corruption::{Baseline, CorruptionErrors, MeanError};
-use super::evaluator::Found;
+use super::counts::{Counts, Found};
 
 /// One evaluated set.
-pub(super) struct SetReport {
+#[derive(Debug, Clone, PartialEq)]
+pub struct SetReport {
     pub name: String,
     pub path: String,
     /// The set's classes and the network's outputs.
-    pub classes: usize,
-    pub outputs: i64,
+    pub classes: u64,
+    pub outputs: u64,
     /// Whether only the set's classes were answers.
     pub restricted: bool,
     pub found: Found,
 }
 
 /// One evaluated set in ImageNet-C's layout.
-pub(super) struct CorruptedReport {
+#[derive(Debug, Clone, PartialEq)]
+pub struct CorruptedReport {
     pub name: String,
     pub path: String,
     pub corruptions: Vec<CorruptionErrors>,
@@ -31,7 +29,8 @@ pub(super) struct CorruptedReport {
 }
 
 /// Everything that was evaluated in one call.
-pub(super) struct Report {
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
     pub weights: String,
     pub arch: String,
     pub sets: Vec<SetReport>,
@@ -49,13 +48,15 @@ fn percent(share: f64) -> f64 {
 }
 
 impl Report {
-    pub(super) fn to_json(&self) -> Value {
+    /// One object for everything.
+    pub fn to_json(&self) -> Value {
         let sets: Vec<Value> = self.sets.iter().map(SetReport::to_json).collect();
         let corrupted: Vec<Value> = self.corrupted.iter().map(|c| c.to_json(&self.baseline)).collect();
         json!({ "weights": self.weights, "arch": self.arch, "sets": sets, "corrupted": corrupted })
     }
 
-    pub(super) fn to_text(&self) -> String {
+    /// A table of the sets, and one for each in ImageNet-C's layout; without a line break at the end.
+    pub fn to_text(&self) -> String {
         let mut blocks = Vec::new();
         if !self.sets.is_empty() {
             blocks.push(self.table());
@@ -224,7 +225,7 @@ impl CorruptedReport {
 }
 
 /// Rows as a table: the first and the last column to the left if it is text, numbers to the right.
-pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
+pub fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
         .map(|column| {
@@ -245,12 +246,4 @@ pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
-}
-
-/// Prints a report to standard output. A reader that has seen enough, such as `head`, is no failure.
-pub(crate) fn print(text: &str) -> Result<()> {
-    match writeln!(std::io::stdout().lock(), "{text}") {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("standard output"),
-        _ => Ok(()),
-    }
 }
