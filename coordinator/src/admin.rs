@@ -1,12 +1,13 @@
 //! `coordinator status`, `stop` and `checkpoint`: the operator's side of a running coordinator.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
 use relabel_proto::security::{Access, Unreached};
 use relabel_proto::v1::admin_client::AdminClient;
-use relabel_proto::v1::{SaveRequest, StatusReply, StatusRequest, StopRequest};
+use relabel_proto::v1::{SaveRequest, StatusReply, StatusRequest, StopRequest, Worker};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -14,6 +15,9 @@ use crate::cli::{CheckpointArgs, StatusArgs, StopArgs, Target};
 
 /// Newest decisions that a table shows.
 const DECISIONS: usize = 8;
+
+/// Most workers that a table names one by one.
+const NAMED: usize = 32;
 
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -35,6 +39,13 @@ impl Operator {
             ),
         })?;
         Ok(Self { access, client: AdminClient::new(channel) })
+    }
+
+    /// How the run is doing, with the workers from rank `first` on, as many as come at once.
+    async fn ask(&mut self, first: u32) -> Result<StatusReply> {
+        let request = self.access.request(StatusRequest { first, most: None });
+        let reply = self.client.status(request).await.map_err(|status| self.failed(status))?;
+        Ok(reply.into_inner())
     }
 
     /// A refusal in the coordinator's words, or what the connection broke of.
@@ -71,9 +82,7 @@ pub async fn checkpoint(args: CheckpointArgs) -> Result<ExitCode> {
 /// Prints how the run is doing.
 pub async fn status(args: StatusArgs) -> Result<ExitCode> {
     let mut operator = Operator::connect(&args.target).await?;
-    let request = operator.access.request(StatusRequest {});
-    let reply = operator.client.status(request).await.map_err(|status| operator.failed(status))?;
-    let status = reply.into_inner();
+    let status = relabel_proto::whole_status(async |first| operator.ask(first).await).await?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&json(&status))?);
     } else {
@@ -136,12 +145,12 @@ fn table(status: &StatusReply) -> String {
     lines.extend(status.checkpoint.as_ref().map(|file| format!("checkpoint {file}")));
     lines.push(format!(
         "workers    {} train, {} of {} seats are taken; at least {} are needed",
-        status.training,
-        status.workers.len(),
-        status.world,
-        status.min_workers
+        status.training, status.seated, status.world, status.min_workers
     ));
-    for w in &status.workers {
+    if status.workers.len() > NAMED {
+        lines.push(format!("  {}; below, who stands out", counted(&status.workers)));
+    }
+    for w in standing_out(&status.workers) {
         let pace = w.pace.as_ref().map_or_else(String::new, |pace| {
             let ms = |seconds: f64| format!("{:.0}", 1e3 * seconds);
             let (compute, data, peers) = (ms(pace.compute), ms(pace.data), ms(pace.peers));
@@ -167,11 +176,63 @@ fn table(status: &StatusReply) -> String {
     lines.join("\n") + "\n"
 }
 
+/// The workers that a table names: all of a small run; of a large one those that are slow, those that are not
+/// training, and those that have been silent for longest, in the order of their ranks.
+fn standing_out(workers: &[Worker]) -> Vec<&Worker> {
+    let mut named: Vec<_> = workers.iter().collect();
+    if named.len() > NAMED {
+        named.sort_by(|a, b| {
+            let key = |w: &Worker| (w.slow, w.state != "training", w.silent);
+            key(b).partial_cmp(&key(a)).unwrap_or(std::cmp::Ordering::Equal)
+        });
+        named.truncate(NAMED);
+        named.sort_by_key(|w| w.rank);
+    }
+    named
+}
+
+/// `9990 training, 10 waiting, 2 slow`.
+fn counted(workers: &[Worker]) -> String {
+    let mut states = BTreeMap::new();
+    for w in workers {
+        *states.entry(w.state.as_str()).or_insert(0_u32) += 1;
+        if w.slow {
+            *states.entry("slow").or_insert(0) += 1;
+        }
+    }
+    states.iter().map(|(state, count)| format!("{count} {state}")).collect::<Vec<_>>().join(", ")
+}
+
 /// `12 s`, `7 min` or `3.5 h`.
 fn ago(seconds: f64) -> String {
     match seconds {
         s if s < 120.0 => format!("{s:.0} s"),
         s if s < 7200.0 => format!("{:.0} min", s / 60.0),
         s => format!("{:.1} h", s / 3600.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workers(count: u32) -> Vec<Worker> {
+        (0..count).map(|rank| Worker { rank, state: "training".into(), ..Worker::default() }).collect()
+    }
+
+    #[test]
+    fn of_a_large_run_those_are_named_who_stand_out() {
+        let ranks = |workers: &[Worker]| standing_out(workers).iter().map(|w| w.rank).collect::<Vec<_>>();
+        assert_eq!(ranks(&workers(NAMED as u32)), (0..NAMED as u32).collect::<Vec<_>>());
+        let mut many = workers(1000);
+        many[700].slow = true;
+        many[300].state = "waiting".into();
+        for silent in &mut many[500..500 + NAMED - 2] {
+            silent.silent = 2.0;
+        }
+        let mut expected: Vec<_> = (500..500 + NAMED as u32 - 2).chain([700, 300]).collect();
+        expected.sort_unstable();
+        assert_eq!(ranks(&many), expected);
+        assert_eq!(counted(&many), "1 slow, 999 training, 1 waiting");
     }
 }

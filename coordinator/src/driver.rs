@@ -11,6 +11,7 @@ use relabel_core::{Command, Event, Fact, Hello, Outcome, Rank, Rejection, Run, S
 use relabel_proto::{Welcome, v1};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::inbox::{Inbox, Next};
 use crate::journal::Journal;
 use crate::report::Report;
 
@@ -28,8 +29,8 @@ pub enum Input {
     Event(Event),
     /// A worker asks to be seated; the answer goes to `seated`, orders go to `outbox`.
     Join { worker: WorkerId, hello: Hello, outbox: Outbox, seated: oneshot::Sender<Result<(), Rejection>> },
-    /// Somebody asks how the run is doing.
-    Status(oneshot::Sender<Status>),
+    /// Somebody asks how the run is doing, and at most `most` workers from rank `first` on.
+    Status { first: Rank, most: usize, reply: oneshot::Sender<Status> },
 }
 
 /// The way in.
@@ -63,7 +64,7 @@ pub struct Terms {
 /// Owns the core and all that its commands act on.
 pub struct Driver {
     run: Run,
-    inputs: mpsc::Receiver<Input>,
+    inbox: Inbox<Input>,
     began: Instant,
     terms: Terms,
     journal: Journal<Fact>,
@@ -78,7 +79,7 @@ impl Driver {
         let (sender, inputs) = mpsc::channel(QUEUE);
         let driver = Self {
             run,
-            inputs,
+            inbox: Inbox::new(inputs, TICK),
             began: Instant::now(),
             terms,
             journal,
@@ -91,24 +92,22 @@ impl Driver {
 
     /// Runs until the core ends the run. The workers' streams end when the driver is dropped.
     pub async fn drive(mut self) -> Outcome {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let event = tokio::select! {
-                input = self.inputs.recv() => match input {
-                    Some(Input::Event(event)) => event,
-                    Some(Input::Join { worker, hello, outbox, seated }) => {
-                        self.joining.insert(worker, (outbox, seated));
-                        Event::Joined { worker, hello }
-                    }
-                    Some(Input::Status(reply)) => {
-                        // Nobody waits for it any more if the caller has gone.
-                        let _ = reply.send(self.run.status(self.began.elapsed()));
-                        continue;
-                    }
-                    None => return Outcome::Failed { reason: "nothing is left that could send events".into() },
-                },
-                _ = tick.tick() => Event::Tick,
+            let event = match self.inbox.next().await {
+                Next::Tick => Event::Tick,
+                Next::Input(Some(Input::Event(event))) => event,
+                Next::Input(Some(Input::Join { worker, hello, outbox, seated })) => {
+                    self.joining.insert(worker, (outbox, seated));
+                    Event::Joined { worker, hello }
+                }
+                Next::Input(Some(Input::Status { first, most, reply })) => {
+                    // Nobody waits for it any more if the caller has gone.
+                    let _ = reply.send(self.run.status_from(self.began.elapsed(), first, most));
+                    continue;
+                }
+                Next::Input(None) => {
+                    return Outcome::Failed { reason: "nothing is left that could send events".into() };
+                }
             };
             if let Event::Left { worker, .. } = &event {
                 self.workers.remove(worker);

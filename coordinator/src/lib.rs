@@ -13,6 +13,7 @@ mod admin;
 mod cli;
 pub mod config;
 pub mod driver;
+mod inbox;
 pub mod journal;
 mod launch;
 mod leases;

@@ -31,6 +31,7 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
         false => Some(config::load(None, file, config::environment(), overrides)?),
     };
     let entrance = Entrance::open(&args.security, args.listen(), args.local).await?;
+    entrance.expect(args.workers);
     let start = fresh.as_ref().map_or(Start::Resumed, |fresh| Start::New { arch: &fresh.config.model.arch });
     let mut folder = RunDir::open(args.run_dir.as_deref(), start)?;
     let mut resolved = match (fresh, &folder.began) {

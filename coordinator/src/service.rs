@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use relabel_core::{Event, Rejection, WorkerId};
+use relabel_core::{Event, Rank, Rejection, WorkerId};
 use relabel_proto::v1::admin_server::{Admin, AdminServer};
 use relabel_proto::v1::session_server::{Session, SessionServer};
-use relabel_proto::{MAX_MESSAGE, VERSION, v1};
+use relabel_proto::{MAX_MESSAGE, MOST_WORKERS, VERSION, v1};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -103,9 +103,11 @@ async fn listen(worker: WorkerId, mut inbound: Paced<v1::WorkerMessage>, queue: 
 
 #[tonic::async_trait]
 impl Admin for AdminService {
-    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
+        let v1::StatusRequest { first, most } = request.into_inner();
+        let most = most.unwrap_or(MOST_WORKERS).min(MOST_WORKERS) as usize;
         let (reply, status) = oneshot::channel();
-        self.queue.put(Input::Status(reply)).await.map_err(|_| over())?;
+        self.queue.put(Input::Status { first: Rank(first), most, reply }).await.map_err(|_| over())?;
         let status = status.await.map_err(|_| over())?;
         Ok(Response::new(relabel_proto::status(status, self.run_id.clone(), self.run_dir.clone())))
     }

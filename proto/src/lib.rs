@@ -19,7 +19,7 @@ pub mod v1 {
 
 pub use convert::{FirstMessage, Invalid, Told, Welcome, from_worker, hello, to_worker, welcome};
 pub use leases::{FirstLeaseMessage, LeaseHello, ToHolder, WireWork, from_holder, lease_hello, to_holder};
-pub use status::status;
+pub use status::{status, whole_status};
 pub use text::sentence;
 
 /// The version that coordinator and workers must share: the protocol and the meaning of every option
@@ -31,3 +31,6 @@ pub const DEFAULT_PORT: u16 = 4747;
 
 /// Largest message that either side takes, in bytes: a formation of 10,000 ranks is under 1 MiB.
 pub const MAX_MESSAGE: usize = 4 << 20;
+
+/// Most workers in one reply to a status request, so that it is a small message whatever the run's size.
+pub const MOST_WORKERS: u32 = 1000;

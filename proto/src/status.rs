@@ -5,6 +5,27 @@ use relabel_core::WorkerState;
 
 use crate::v1;
 
+/// The status with all workers, page by page: `ask` gets the page whose first worker is on this rank or a later one.
+///
+/// # Errors
+/// As `ask` fails.
+pub async fn whole_status<E>(
+    mut ask: impl AsyncFnMut(u32) -> Result<v1::StatusReply, E>,
+) -> Result<v1::StatusReply, E> {
+    let mut status = ask(0).await?;
+    while let Some(last) = status.workers.last().map(|worker| worker.rank)
+        && status.workers.len() < status.seated as usize
+    {
+        let next = ask(last.saturating_add(1)).await?.workers;
+        // Some have left between two pages.
+        if next.is_empty() {
+            break;
+        }
+        status.workers.extend(next);
+    }
+    Ok(status)
+}
+
 /// The status of a run at one moment.
 pub fn status(status: core::Status, run_id: String, run_dir: String) -> v1::StatusReply {
     v1::StatusReply {
@@ -24,6 +45,7 @@ pub fn status(status: core::Status, run_id: String, run_dir: String) -> v1::Stat
         workers: status.workers.into_iter().map(worker).collect(),
         min_workers: status.min_workers,
         training: status.training,
+        seated: status.seated,
         lives: status.lives,
         decisions: status
             .decisions
@@ -60,5 +82,35 @@ fn worker(w: core::WorkerStatus) -> v1::Worker {
             lost: times.lost,
         }),
         slow: w.slow,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    /// A status of workers on these seats, of which `seated` were there once, two a page; and the pages asked for.
+    async fn pages(seats: &[u32], seated: u32) -> (Vec<u32>, Vec<u32>) {
+        let mut asked = Vec::new();
+        let status = whole_status(async |first| {
+            asked.push(first);
+            let seats = seats.iter().filter(|seat| **seat >= first).take(2);
+            let workers = seats.map(|rank| v1::Worker { rank: *rank, ..Default::default() }).collect();
+            Ok::<_, Infallible>(v1::StatusReply { seated, workers, ..Default::default() })
+        });
+        let Ok(status) = status.await;
+        (status.workers.iter().map(|worker| worker.rank).collect(), asked)
+    }
+
+    #[tokio::test]
+    async fn all_pages_are_asked_for_once() {
+        assert_eq!(pages(&[], 0).await, (vec![], vec![0]));
+        assert_eq!(pages(&[0, 1], 2).await, (vec![0, 1], vec![0]));
+        // Seats may be empty between those that are taken.
+        assert_eq!(pages(&[0, 3, 4, 9, 10], 5).await, (vec![0, 3, 4, 9, 10], vec![0, 4, 10]));
+        // One has left meanwhile.
+        assert_eq!(pages(&[0, 3, 4], 4).await, (vec![0, 3, 4], vec![0, 4, 5]));
     }
 }

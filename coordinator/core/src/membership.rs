@@ -57,6 +57,8 @@ pub(crate) struct Membership {
     taken: BTreeMap<Rank, WorkerId>,
     free: BTreeSet<Rank>,
     instances: BTreeMap<u64, WorkerId>,
+    /// Members that have indexed their data.
+    indexed: u32,
 }
 
 impl Membership {
@@ -67,6 +69,7 @@ impl Membership {
             taken: BTreeMap::new(),
             free: (0..seats).map(Rank).collect(),
             instances: BTreeMap::new(),
+            indexed: 0,
         }
     }
 
@@ -100,7 +103,20 @@ impl Membership {
         self.free.remove(&member.rank);
         self.taken.insert(member.rank, worker);
         self.instances.insert(member.hello.instance, worker);
+        self.indexed += u32::from(member.dataset.is_some());
         self.members.insert(worker, member);
+    }
+
+    /// Notes what a member sees of the data set.
+    pub fn indexed(&mut self, worker: WorkerId, dataset: Dataset) {
+        if let Some(member) = self.members.get_mut(&worker) {
+            self.indexed += u32::from(member.dataset.replace(dataset).is_none());
+        }
+    }
+
+    /// How many have indexed their data.
+    pub fn count_indexed(&self) -> u32 {
+        self.indexed
     }
 
     pub fn remove(&mut self, worker: WorkerId) -> Option<Member> {
@@ -108,6 +124,7 @@ impl Membership {
         self.taken.remove(&member.rank);
         self.free.insert(member.rank);
         self.instances.remove(&member.hello.instance);
+        self.indexed -= u32::from(member.dataset.is_some());
         Some(member)
     }
 
@@ -137,7 +154,12 @@ impl Membership {
 
     /// The members in the order of their seats.
     pub fn by_rank(&self) -> impl Iterator<Item = (WorkerId, &Member)> {
-        self.taken.values().filter_map(|id| Some((*id, self.members.get(id)?)))
+        self.by_rank_from(Rank(0))
+    }
+
+    /// Those on seat `first` and above, in their order.
+    pub fn by_rank_from(&self, first: Rank) -> impl Iterator<Item = (WorkerId, &Member)> {
+        self.taken.range(first..).filter_map(|(_, id)| Some((*id, self.members.get(id)?)))
     }
 
     /// Seats of `0..workers` that nobody holds, as words: `rank 1` or `ranks 1, 3`.

@@ -45,6 +45,9 @@ pub struct Run {
     generation: Generation,
     /// The members of the newest generation by their ranks in it; those that are lost are taken out.
     ring: BTreeMap<WorkerId, Rank>,
+    /// The same by rank.
+    places: BTreeMap<Rank, WorkerId>,
+    arrivals: showing::Arrivals,
     formations: Formations,
     /// Whether this life of the coordinator has shown what is to be trained.
     planned: bool,
@@ -105,6 +108,8 @@ struct Formations {
     failing_since: Duration,
     /// No generation is formed before.
     not_before: Duration,
+    /// The newest generation whose ranks were told to leave their ring at once.
+    dissolved: Generation,
     /// When the newest generation began to train.
     trained_at: Option<Duration>,
     /// In how many generations a worker was to blame for the end of the ring, since one last trained.
@@ -139,6 +144,8 @@ impl Run {
             reason: "waiting for workers".into(),
             decisions: Decisions::default(),
             ring: BTreeMap::new(),
+            places: BTreeMap::new(),
+            arrivals: showing::Arrivals::default(),
             formations: Formations::default(),
             planned: false,
             failed_writers: BTreeSet::new(),
@@ -192,13 +199,8 @@ impl Run {
             released: false,
             slow: false,
         };
-        let (who, device) = (member.describe(), &member.hello.device);
+        self.note_arrival(&member);
         let world = self.settings.workers;
-        self.note(match &standing {
-            Some(_) => format!("{who} is back on {device}"),
-            None if rank.0 >= world => format!("{who} joined on {device}, to stand by"),
-            None => format!("{who} joined as rank {rank} of {world} on {device}"),
-        });
         if let Phase::Gathering { since, .. } = &mut self.phase
             && self.members.len() == 0
         {
@@ -276,7 +278,11 @@ impl Run {
     /// A worker is gone, or as good as gone.
     fn lost(&mut self, worker: WorkerId, reason: &str) {
         let Some(member) = self.members.remove(worker) else { return };
-        let in_ring = self.ring.remove(&worker).is_some();
+        let place = self.ring.remove(&worker);
+        if let Some(rank) = place {
+            self.places.remove(&rank);
+        }
+        let in_ring = place.is_some();
         self.stragglers.forget(worker);
         self.formations.blamed.remove(&worker);
         self.failed_writers.remove(&worker);
@@ -328,6 +334,7 @@ impl Run {
             self.members.iter_mut().for_each(|(_, member)| member.last_heard = self.now);
         }
         self.ticked = self.now;
+        self.sum_up_arrivals();
         let silent: Vec<_> = self
             .members
             .iter()

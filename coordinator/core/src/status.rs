@@ -32,6 +32,8 @@ pub struct Status {
     pub checkpoint: Option<String>,
     /// Those that can be resumed from, oldest first.
     pub checkpoints: Vec<Written>,
+    /// Seated workers, and those of them that were asked for, by rank.
+    pub seated: u32,
     pub workers: Vec<WorkerStatus>,
 }
 

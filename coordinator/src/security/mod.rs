@@ -157,6 +157,13 @@ impl Entrance {
         self.address
     }
 
+    /// Warns if so many workers cannot all be connected.
+    pub fn expect(&self, workers: u32) {
+        if let Some(line) = too_few(self.max_connections, workers) {
+            tracing::warn!("{line}");
+        }
+    }
+
     /// The flags of a worker on another host, but for this host's name and the names of its files.
     pub fn invitation(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
@@ -256,6 +263,17 @@ fn warnings(address: SocketAddr, tls: bool, certificates: bool, token: bool) -> 
     lines
 }
 
+/// That there are fewer connections than workers, in words.
+fn too_few(connections: usize, workers: u32) -> Option<String> {
+    let few = connections < workers as usize;
+    few.then(|| {
+        format!(
+            "{connections} connections may be open at a time, which is too few for {workers} workers: raise \
+             --max-connections, and the limit of open files (ulimit -n) where it is what keeps them few"
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -287,5 +305,12 @@ mod tests {
             assert_eq!(lines(network, false, false, true), 1);
             assert_eq!(lines(network, true, false, true), 0);
         }
+    }
+
+    #[test]
+    fn fewer_connections_than_workers_are_warned_of() {
+        assert_eq!(too_few(8, 8), None);
+        let words = too_few(7, 8).unwrap();
+        assert!(words.starts_with("7 connections") && words.contains("8 workers"), "{words}");
     }
 }

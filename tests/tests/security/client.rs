@@ -59,7 +59,10 @@ pub async fn join(access: &Access, hello: Hello, dead_after: Duration) -> Result
 pub async fn status(access: &Access) -> Result<StatusReply, Status> {
     let channel =
         access.connect(PATIENCE, None).await.map_err(|error| Status::unavailable(error.to_string()))?;
-    Ok(AdminClient::new(channel).status(access.request(StatusRequest {})).await?.into_inner())
+    Ok(AdminClient::new(channel)
+        .status(access.request(StatusRequest { first: 0, most: None }))
+        .await?
+        .into_inner())
 }
 
 pub async fn stop(access: &Access) -> Result<(), Status> {

@@ -147,7 +147,7 @@ impl Run {
             .formations
             .trained_at
             .is_some_and(|at| self.now.saturating_sub(at) >= self.settings.admit_after);
-        if self.stopping.is_some() || !settled {
+        if self.stopping.is_some() || !settled || self.ring.len() as u32 == self.members.len() {
             return None;
         }
         let waits = |id: &WorkerId, m: &Member| m.is_ready() && !self.ring.contains_key(id);

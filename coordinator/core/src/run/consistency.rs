@@ -10,8 +10,12 @@ impl Run {
         assert!(self.ring.keys().all(member), "the ring consists of members: {self:?}");
         assert!(self.duties.writers().iter().all(member), "who is to write is a member: {self:?}");
         assert!(self.formations.blamed.keys().all(member), "who is blamed is a member: {self:?}");
-        let ranks: std::collections::BTreeSet<_> = self.ring.values().collect();
-        assert_eq!(ranks.len(), self.ring.len(), "one worker a rank: {self:?}");
+        let places: std::collections::BTreeMap<_, _> =
+            self.ring.iter().map(|(id, rank)| (*rank, *id)).collect();
+        assert_eq!(places.len(), self.ring.len(), "one worker a rank: {self:?}");
+        assert_eq!(places, self.places, "the ring by rank is the ring: {self:?}");
+        let indexed = self.members.iter().filter(|(_, m)| m.dataset.is_some()).count();
+        assert_eq!(self.members.count_indexed() as usize, indexed, "the indexed are counted: {self:?}");
         match &self.phase {
             Phase::Gathering { asked, .. } => {
                 assert!(asked.iter().all(member), "who is asked is a member: {self:?}")
@@ -43,6 +47,6 @@ impl Run {
 
     /// Ranks up to the highest that is there.
     fn reach(&self) -> usize {
-        self.ring.values().max().map_or(0, |rank| rank.0 as usize + 1)
+        self.places.keys().next_back().map_or(0, |rank| rank.0 as usize + 1)
     }
 }

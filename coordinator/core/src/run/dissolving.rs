@@ -109,7 +109,11 @@ impl Run {
         self.reason = reason;
     }
 
+    /// Once a generation: when many are lost together, the rest are not told again for each of them.
     pub(super) fn tell_to_leave(&mut self, ranks: &BTreeSet<WorkerId>, reason: &str) {
+        if std::mem::replace(&mut self.formations.dissolved, self.generation) == self.generation {
+            return;
+        }
         for worker in ranks {
             let (generation, reason) = (self.generation, reason.to_owned());
             self.send(*worker, ToWorker::Dissolve { generation, reason });

@@ -21,6 +21,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 /// indexing their data.
 const INDEXING: u32 = 4;
 
+/// So many workers are looked over whenever one of them has indexed its data.
+const FEW: u32 = 64;
+
 /// In so many generations a worker has to be to blame before the others go on without it.
 const BLAMED: usize = 2;
 
@@ -41,13 +44,15 @@ impl Run {
             let steps_per_epoch = self.steps_per_epoch();
             self.observe(Observation::Planned { steps_per_epoch, dataset: dataset.clone() });
         }
-        if let Some(member) = self.members.get_mut(worker) {
-            member.dataset = Some(dataset);
-        }
+        self.members.indexed(worker, dataset);
         if self.reunion_is_hopeless() {
             return self.end_reunion("every seat is taken by a worker that begins anew".into());
         }
-        self.try_form();
+        // Of many that come at once the last is looked for here, and whether the others are enough at the next tick:
+        // each look goes over all of them.
+        if self.members.len() <= FEW || self.members.count_indexed() >= self.settings.workers {
+            self.try_form();
+        }
     }
 
     /// A worker that sees other data: at the start nobody can say who is right; later it is the newcomer
@@ -146,6 +151,7 @@ impl Run {
         self.generation = Generation(self.generation.0 + 1);
         let generation = self.generation;
         self.ring = chosen.iter().zip(0..).map(|(id, rank)| (*id, Rank(rank))).collect();
+        self.places = chosen.iter().zip(0..).map(|(id, rank)| (Rank(rank), *id)).collect();
         let (source, restore, position, origin) = self.source(&chosen);
         // What was done before it has been shown, here or in an earlier life of the coordinator.
         self.shown = Some(position);
@@ -353,8 +359,7 @@ impl Run {
 
     /// Notes that a ring ended because of the worker of this rank.
     pub(super) fn blame(&mut self, blamed: Option<Rank>) {
-        let blamed = blamed.and_then(|rank| self.ring.iter().find(|(_, held)| **held == rank));
-        if let Some((worker, _)) = blamed {
+        if let Some(worker) = blamed.and_then(|rank| self.places.get(&rank)) {
             self.formations.blamed.entry(*worker).or_default().insert(self.generation);
         }
     }
@@ -362,9 +367,10 @@ impl Run {
     /// Where formations fail because of one worker that the others cannot reach, they go on without it, if they are
     /// enough. The one that most generations ended by goes; of two, the one on the higher seat.
     fn drop_who_is_cut_off(&mut self) {
-        let enough =
-            self.members.iter().filter(|(_, m)| m.is_ready()).count() as u32 > self.settings.min_workers;
-        if self.formations.failed == 0 || !enough {
+        if self.formations.failed == 0 {
+            return;
+        }
+        if self.members.iter().filter(|(_, m)| m.is_ready()).count() as u32 <= self.settings.min_workers {
             return;
         }
         let blamed = self.formations.blamed.iter().filter(|(_, generations)| generations.len() >= BLAMED);

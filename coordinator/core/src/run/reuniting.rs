@@ -1,8 +1,6 @@
 //! A coordinator that was away: its workers trained on, and come back one by one. The cheapest way to go on is to
 //! change nothing: where all ranks of the generation are back and their ring stands, it is taken up as it is.
 
-use std::collections::BTreeSet;
-
 use super::{Phase, Run};
 use crate::{Observation, Position, Standing, ToWorker, WorkerId};
 
@@ -10,7 +8,7 @@ impl Run {
     /// A worker that has been here before has taken a seat.
     pub(super) fn is_back(&mut self, worker: WorkerId, standing: &Standing) {
         let Phase::Reuniting { world, .. } = self.phase else { return self.settle(worker) };
-        let taken = self.ring.values().any(|rank| *rank == standing.rank);
+        let taken = self.places.contains_key(&standing.rank);
         if standing.generation != self.generation
             || standing.world != world
             || taken
@@ -28,8 +26,8 @@ impl Run {
             member.in_line = standing.held.is_some();
         }
         self.ring.insert(worker, standing.rank);
-        let ranks: BTreeSet<_> = self.ring.values().collect();
-        if ranks.len() as u32 == world {
+        self.places.insert(standing.rank, worker);
+        if self.places.len() as u32 == world {
             self.take_up();
         }
     }
@@ -107,7 +105,12 @@ impl Run {
 
     /// Nobody is left who could come back: every seat is taken by a worker that begins anew.
     pub(super) fn reunion_is_hopeless(&self) -> bool {
+        if !matches!(self.phase, Phase::Reuniting { .. })
+            || self.members.count_indexed() < self.settings.workers
+        {
+            return false;
+        }
         let anew = self.members.iter().filter(|(_, m)| m.is_ready() && m.hello.standing.is_none()).count();
-        matches!(self.phase, Phase::Reuniting { .. }) && anew as u32 >= self.settings.workers
+        anew as u32 >= self.settings.workers
     }
 }

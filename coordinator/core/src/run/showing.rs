@@ -4,9 +4,67 @@ use std::time::Duration;
 
 use super::{Phase, Run};
 use crate::membership::Member;
-use crate::{Observation, Status, WorkerState, WorkerStatus};
+use crate::{Observation, Rank, Status, WorkerState, WorkerStatus};
+
+/// Most workers in a row that are announced one by one as they come.
+const ANNOUNCED: u32 = 16;
+
+/// Longest that those that come in a crowd are only counted.
+const CROWD: Duration = Duration::from_secs(2);
+
+/// Workers that have come, for a log that says so in as few lines as is useful.
+#[derive(Debug, Default)]
+pub(super) struct Arrivals {
+    /// Since the last tick; announced since nobody came for a tick; and not announced yet.
+    since_tick: u32,
+    announced: u32,
+    counted: u32,
+    /// When the crowd was last summed up.
+    summed_up: Duration,
+}
 
 impl Run {
+    /// Says that a worker has come. Ten thousand that come together are not ten thousand lines.
+    pub(super) fn note_arrival(&mut self, member: &Member) {
+        self.arrivals.since_tick += 1;
+        if self.arrivals.announced >= ANNOUNCED {
+            self.arrivals.counted += 1;
+            return;
+        }
+        self.arrivals.announced += 1;
+        self.arrivals.summed_up = self.now;
+        let Member { rank, hello, .. } = member;
+        let (who, device, world) = (member.describe(), &hello.device, self.settings.workers);
+        self.note(match &hello.standing {
+            Some(_) => format!("{who} is back on {device}"),
+            None if rank.0 >= world => format!("{who} joined on {device}, to stand by"),
+            None => format!("{who} joined as rank {rank} of {world} on {device}"),
+        });
+    }
+
+    /// Says how many have come that were not announced, once no more come or for a while have.
+    pub(super) fn sum_up_arrivals(&mut self) {
+        let over = std::mem::take(&mut self.arrivals.since_tick) == 0;
+        if over {
+            self.arrivals.announced = 0;
+        }
+        if !over && self.now.saturating_sub(self.arrivals.summed_up) < CROWD {
+            return;
+        }
+        self.arrivals.summed_up = self.now;
+        let seats = self.settings.workers.saturating_add(self.settings.spares);
+        match std::mem::take(&mut self.arrivals.counted) {
+            0 => {}
+            1 => self.note(format!("another worker came; {} of {seats} seats are taken", self.members.len())),
+            more => {
+                self.note(format!(
+                    "{more} more workers came; {} of {seats} seats are taken",
+                    self.members.len()
+                ));
+            }
+        }
+    }
+
     pub(super) fn observe(&mut self, observation: Observation) {
         self.command(crate::Command::Observe(observation));
     }
@@ -33,8 +91,13 @@ impl Run {
         self.warn(words);
     }
 
-    /// The run as `coordinator status` shows it.
+    /// The run as `coordinator status` shows it, with all its workers.
     pub fn status(&self, now: Duration) -> Status {
+        self.status_from(now, Rank(0), usize::MAX)
+    }
+
+    /// The same with at most `most` workers, from rank `first` on.
+    pub fn status_from(&self, now: Duration, first: Rank, most: usize) -> Status {
         let phase = match &self.phase {
             Phase::Reuniting { .. } => "reuniting",
             Phase::Gathering { .. } => "gathering",
@@ -60,7 +123,13 @@ impl Run {
             best_top1: self.history.best().map(|(_, top1)| top1),
             checkpoint: self.history.newest().map(|written| written.file.clone()),
             checkpoints: self.history.checkpoints.clone(),
-            workers: self.members.by_rank().map(|(id, m)| self.worker_status(id, m, now)).collect(),
+            seated: self.members.len(),
+            workers: self
+                .members
+                .by_rank_from(first)
+                .take(most)
+                .map(|(id, m)| self.worker_status(id, m, now))
+                .collect(),
         }
     }
 
