@@ -5,11 +5,12 @@
 //! before the next event is taken; a fact is on the disk before anything that follows from it is sent.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use relabel_core::{Command, Event, Fact, Hello, Outcome, Rank, Rejection, Run, Status, ToWorker, WorkerId};
 use relabel_proto::{Welcome, v1};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::inbox::{Inbox, Next};
 use crate::journal::Journal;

@@ -45,8 +45,9 @@ impl<T> Inbox<T> {
                     return Next::Input(input);
                 }
                 None => tokio::select! {
-                    input = self.inputs.recv() => return Next::Input(input),
+                    biased;
                     _ = self.tick.tick() => self.before_tick = Some(self.inputs.len()),
+                    input = self.inputs.recv() => return Next::Input(input),
                 },
             }
         }

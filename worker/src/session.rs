@@ -8,16 +8,18 @@ mod shared;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use relabel_core::{FromWorker, Generation, Hello, ToWorker};
 use relabel_proto::security::{Access, Unreached};
 use relabel_proto::{Welcome, sentence};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::collective::AbortHandle;
+pub use link::Link;
 pub use shared::{Place, Shared};
 
 /// Pauses between attempts to reach the coordinator: from the first, doubling, to the second.
@@ -73,7 +75,9 @@ impl Reports {
     /// Queues a report. While the coordinator is away only what it cannot learn otherwise is kept for it: that a
     /// checkpoint is written, and faults. Where the session has ended the report is dropped; the next order says so.
     pub fn send(&self, message: FromWorker) {
-        let _ = self.0.blocking_send(message);
+        if let Err(mpsc::error::TrySendError::Full(message)) = self.0.try_send(message) {
+            let _ = self.0.blocking_send(message);
+        }
     }
 }
 
@@ -130,11 +134,22 @@ impl Session {
     /// If nobody answers, the two do not trust each other, or the worker is refused (another token or version, a rank
     /// that is taken or does not exist, no free seat).
     pub fn open(access: &Access, hello: Hello, patience: Duration) -> Result<(Self, Welcome), SessionError> {
-        let (orders_in, orders) = std_mpsc::channel();
+        let (session, link) = Self::with_link(access, hello);
         let (welcomed, welcome) = std_mpsc::channel();
+        std::thread::Builder::new()
+            .name("session".into())
+            .spawn(move || link.run(patience, &welcomed))
+            .map_err(SessionError::Thread)?;
+        let welcome = welcome.recv().map_err(|_| SessionError::Lost("its thread died".into()))??;
+        Ok((session, welcome))
+    }
+
+    /// A session and the other half of it, which is to be [kept](Link::keep_open) by the caller.
+    pub fn with_link(access: &Access, hello: Hello) -> (Self, Link) {
+        let (orders_in, orders) = std_mpsc::channel();
         let (outbox, reports) = mpsc::channel(OUTBOX);
         let (fence, shared) = (Fence::default(), Shared::default());
-        let link = link::Link {
+        let link = Link {
             access: access.clone(),
             hello,
             seat: None,
@@ -143,12 +158,7 @@ impl Session {
             fence: fence.clone(),
             shared: shared.clone(),
         };
-        std::thread::Builder::new()
-            .name("session".into())
-            .spawn(move || link.run(patience, &welcomed))
-            .map_err(SessionError::Thread)?;
-        let welcome = welcome.recv().map_err(|_| SessionError::Lost("its thread died".into()))??;
-        Ok((Self { orders, reports: Reports(outbox), fence, shared }, welcome))
+        (Self { orders, reports: Reports(outbox), fence, shared }, link)
     }
 
     /// Waits for the next order.

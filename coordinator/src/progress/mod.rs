@@ -29,8 +29,8 @@ impl Screen {
         Self::new(io::stderr(), bars.then(ProgressDrawTarget::stderr))
     }
 
-    /// Lines to `out`, bars to `bars`.
-    fn new(out: impl Write + Send + 'static, bars: Option<ProgressDrawTarget>) -> Self {
+    /// Lines to `out`, bars to `bars`, if to anything.
+    pub fn new(out: impl Write + Send + 'static, bars: Option<ProgressDrawTarget>) -> Self {
         Self { bars: bars.map(MultiProgress::with_draw_target), out: Arc::new(Mutex::new(out)) }
     }
 

@@ -10,7 +10,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
@@ -21,6 +20,7 @@ use tonic::transport::server::Connected;
 
 use super::caller;
 use super::limits::ADMISSION;
+use super::port::{self, Port, Stream};
 use super::refusal::{self, Refusals};
 
 /// Connections that are ready for the server and may wait for it.
@@ -84,12 +84,12 @@ pub(super) struct Reception {
 pub(super) struct Closing(#[expect(dead_code, reason = "held for its drop")] watch::Sender<()>);
 
 impl Reception {
-    /// Takes connections from `listener`, and from `children` past TLS, until the stream is dropped.
-    pub(super) fn open(
+    /// Takes connections from `port`, and from `children` past TLS, until the stream is dropped.
+    pub(super) fn open<P: Port>(
         self,
-        listener: TcpListener,
-        children: Option<TcpListener>,
-    ) -> (ReceiverStream<io::Result<Connection>>, Closing) {
+        port: P,
+        children: Option<P>,
+    ) -> (ReceiverStream<io::Result<Connection<P::Stream>>>, Closing) {
         let (closing, closed) = watch::channel(());
         let (ready, incoming) = mpsc::channel(READY);
         let desk = Arc::new(Desk {
@@ -102,25 +102,25 @@ impl Reception {
         if let Some(children) = children {
             tokio::spawn(desk.clone().accept(children, None));
         }
-        tokio::spawn(desk.accept(listener, self.tls));
+        tokio::spawn(desk.accept(port, self.tls));
         (ReceiverStream::new(incoming), Closing(closing))
     }
 }
 
 /// What all connections pass.
-struct Desk {
+struct Desk<S> {
     seats: Arc<Semaphore>,
     told: Arc<Semaphore>,
     refusals: Refusals,
-    ready: mpsc::Sender<io::Result<Connection>>,
+    ready: mpsc::Sender<io::Result<Connection<S>>>,
     closed: watch::Receiver<()>,
 }
 
-impl Desk {
-    async fn accept(self: Arc<Self>, listener: TcpListener, tls: Option<TlsAcceptor>) {
+impl<S: Stream> Desk<S> {
+    async fn accept(self: Arc<Self>, port: impl Port<Stream = S>, tls: Option<TlsAcceptor>) {
         loop {
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                accepted = port.accept() => accepted,
                 () = self.ready.closed() => return,
             };
             match accepted {
@@ -136,7 +136,7 @@ impl Desk {
     }
 
     /// Sees one connection in, on a task of its own, so that none waits for another.
-    fn receive(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, tls: Option<TlsAcceptor>) {
+    fn receive(self: Arc<Self>, stream: S, peer: SocketAddr, tls: Option<TlsAcceptor>) {
         let (seat, refused) = match self.seats.clone().try_acquire_owned() {
             Ok(seat) => (seat, None),
             Err(_) => {
@@ -167,16 +167,16 @@ impl Desk {
     /// told that it is wrong here.
     async fn see_in(
         &self,
-        stream: TcpStream,
+        mut stream: S,
         peer: SocketAddr,
         tls: Option<TlsAcceptor>,
         seat: OwnedSemaphorePermit,
         until: Instant,
-    ) -> Option<(Connection, Option<Status>)> {
+    ) -> Option<(Connection<S>, Option<Status>)> {
         let own = stream.local_addr().ok()?;
-        stream.set_nodelay(true).ok()?;
+        stream.send_at_once().ok()?;
         let mut first = [0; PREFACE.len()];
-        let seen = stream.peek(&mut first).await.ok()?;
+        let seen = port::peek(&mut stream, &mut first).await.ok()?;
         let (speaks_tls, speaks_h2) = match &first[..seen] {
             // It came to see whether the port is open, as health checks do.
             [] => return None,
@@ -215,14 +215,14 @@ impl Desk {
     }
 }
 
-enum Io {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+enum Io<S> {
+    Plain(S),
+    Tls(Box<TlsStream<S>>),
 }
 
 /// A connection that HTTP/2 can go over. Whatever is done with it fails once its time is up and nobody has admitted it.
-pub(super) struct Connection {
-    io: Io,
+pub(super) struct Connection<S> {
+    io: Io<S>,
     guest: Guest,
     /// Ends with true when its time is up, with false when the run is over; none once it was admitted.
     patience: Option<Pin<Box<dyn Future<Output = bool> + Send>>>,
@@ -230,7 +230,7 @@ pub(super) struct Connection {
     _seat: OwnedSemaphorePermit,
 }
 
-impl Connection {
+impl<S> Connection<S> {
     fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         let Some(patience) = &mut self.patience else { return Ok(()) };
         if self.guest.admitted.load(Ordering::Relaxed) {
@@ -246,7 +246,7 @@ impl Connection {
     }
 }
 
-impl Connected for Connection {
+impl<S> Connected for Connection<S> {
     type ConnectInfo = Guest;
 
     fn connect_info(&self) -> Guest {
@@ -254,7 +254,7 @@ impl Connected for Connection {
     }
 }
 
-impl AsyncRead for Connection {
+impl<S: Stream> AsyncRead for Connection<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -268,7 +268,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl<S: Stream> AsyncWrite for Connection<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -1,9 +1,10 @@
 //! How much anybody may have: connections, streams, header bytes, messages a second. Sized for 10,000 workers, each
 //! with one connection, one stream and some ten messages a second.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
 /// Most connections at a time, unless told otherwise.

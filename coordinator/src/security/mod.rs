@@ -15,6 +15,7 @@ mod caller;
 mod door;
 mod guests;
 pub mod limits;
+mod port;
 mod refusal;
 mod tls;
 
@@ -33,6 +34,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
 pub use door::{Doorkeeper, Role};
+pub use port::{Port, Stream};
 
 use door::Policy;
 use guests::Reception;
@@ -86,26 +88,27 @@ pub struct LocalAccess {
 }
 
 /// The open port.
-pub struct Entrance {
-    listener: TcpListener,
+pub struct Entrance<P = TcpListener> {
+    port: P,
     address: SocketAddr,
-    tls: Option<TlsAcceptor>,
-    asks_certificates: bool,
+    keys: Keys,
     /// Where local workers come in: past TLS, as no certificate can be expected to be for this machine's loopback address.
-    children: Option<TcpListener>,
+    children: Option<P>,
     local: Option<LocalAccess>,
-    policy: Arc<Policy>,
     refusals: Refusals,
     max_connections: usize,
 }
 
-impl Entrance {
-    /// Reads certificates and tokens and opens the port; `local` says that this coordinator starts workers itself.
-    /// Warns of what is left open to a network.
-    ///
-    /// # Errors
-    /// Files or tokens that cannot be used, and a port that cannot be opened.
-    pub async fn open(args: &SecurityArgs, address: SocketAddr, local: bool) -> Result<Self> {
+/// What opens the port to a caller.
+struct Keys {
+    tls: Option<TlsAcceptor>,
+    asks_certificates: bool,
+    policy: Arc<Policy>,
+}
+
+impl Keys {
+    /// Reads certificates and tokens.
+    fn read(args: &SecurityArgs, local: bool) -> Result<Self> {
         let tls = match (&args.tls_cert, &args.tls_key) {
             (Some(cert), Some(key)) => Some(tls::acceptor(cert, key, args.tls_client_ca.as_deref())?),
             _ => None,
@@ -119,37 +122,51 @@ impl Entrance {
         {
             return Err(SecurityError::SameTokens.into());
         }
+        let policy = Arc::new(Policy { join, admin, only_children });
+        Ok(Self { tls, asks_certificates: args.tls_client_ca.is_some(), policy })
+    }
+}
 
-        let listener = listen(address).await?;
-        let address = listener.local_addr().context("cannot tell the address that was bound")?;
-        let past_tls = local && tls.is_some();
+impl Entrance {
+    /// Reads certificates and tokens and opens the port; `local` says that this coordinator starts workers itself.
+    /// Warns of what is left open to a network.
+    ///
+    /// # Errors
+    /// Files or tokens that cannot be used, and a port that cannot be opened.
+    pub async fn open(args: &SecurityArgs, address: SocketAddr, local: bool) -> Result<Self> {
+        let keys = Keys::read(args, local)?;
+        let port = listen(address).await?;
+        let address = port.local_addr().context("cannot tell the address that was bound")?;
+        let past_tls = local && keys.tls.is_some();
         let children = match past_tls {
             true => Some(listen((Ipv4Addr::LOCALHOST, 0).into()).await?),
             false => None,
         };
-        let local = match (&join, local) {
+        let local = match (&keys.policy.join, local) {
             (Some(token), true) => Some(LocalAccess {
                 url: local_url(children.as_ref().map_or(Ok(address), TcpListener::local_addr)?),
                 token: token.clone(),
             }),
             _ => None,
         };
-        for line in warnings(address, tls.is_some(), args.tls_client_ca.is_some(), join.is_some()) {
+        for line in warnings(address, keys.tls.is_some(), keys.asks_certificates, keys.policy.join.is_some())
+        {
             tracing::warn!("{line}");
         }
-        let policy = Arc::new(Policy { join, admin, only_children });
-        let max_connections = limits::connections(args.max_connections);
-        Ok(Self {
-            listener,
-            address,
-            tls,
-            asks_certificates: args.tls_client_ca.is_some(),
-            children,
-            local,
-            policy,
-            refusals: Refusals::default(),
-            max_connections,
-        })
+        let (refusals, max_connections) = (Refusals::default(), limits::connections(args.max_connections));
+        Ok(Self { port, address, keys, children, local, refusals, max_connections })
+    }
+}
+
+impl<P: Port> Entrance<P> {
+    /// The entrance by a port that is open already, on whatever network, at `address` there.
+    ///
+    /// # Errors
+    /// Files or tokens that cannot be used.
+    pub fn by(port: P, address: SocketAddr, args: &SecurityArgs) -> Result<Self> {
+        let keys = Keys::read(args, false)?;
+        let (refusals, max_connections) = (Refusals::default(), limits::connections(args.max_connections));
+        Ok(Self { port, address, keys, children: None, local: None, refusals, max_connections })
     }
 
     /// The address that was bound.
@@ -166,12 +183,12 @@ impl Entrance {
 
     /// The flags of a worker on another host, but for this host's name and the names of its files.
     pub fn invitation(&self) -> String {
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let scheme = if self.keys.tls.is_some() { "https" } else { "http" };
         let mut flags = format!("--coordinator {scheme}://HOST:{}", self.address.port());
         for (asked, more) in [
-            (self.tls.is_some(), " --tls-ca FILE"),
-            (self.asks_certificates, " --tls-cert FILE --tls-key FILE"),
-            (self.policy.join.is_some(), " --join-token-file FILE"),
+            (self.keys.tls.is_some(), " --tls-ca FILE"),
+            (self.keys.asks_certificates, " --tls-cert FILE --tls-key FILE"),
+            (self.keys.policy.join.is_some(), " --join-token-file FILE"),
         ] {
             flags += if asked { more } else { "" };
         }
@@ -185,7 +202,10 @@ impl Entrance {
 
     /// `service` for callers in this role only.
     pub fn only_for<S>(&self, role: Role, service: S) -> InterceptedService<S, Doorkeeper> {
-        InterceptedService::new(service, Doorkeeper::new(role, self.policy.clone(), self.refusals.clone()))
+        InterceptedService::new(
+            service,
+            Doorkeeper::new(role, self.keys.policy.clone(), self.refusals.clone()),
+        )
     }
 
     /// Serves until `over`, and then until all connections are closed, those of strangers at once. A connection whose
@@ -200,8 +220,8 @@ impl Entrance {
         over: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error> {
         let reception =
-            Reception { tls: self.tls, refusals: self.refusals, max_connections: self.max_connections };
-        let (guests, closing) = reception.open(self.listener, self.children);
+            Reception { tls: self.keys.tls, refusals: self.refusals, max_connections: self.max_connections };
+        let (guests, closing) = reception.open(self.port, self.children);
         let (interval, timeout) = limits::pings(dead_after);
         Server::builder()
             .max_concurrent_streams(limits::STREAMS)

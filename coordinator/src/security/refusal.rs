@@ -11,13 +11,13 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tonic::transport::Server;
 
 use super::guests::Connection;
+use super::port::Stream;
 
 /// Between two lines about the same kind of refusal.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -88,14 +88,14 @@ impl Service<http::Request<Body>> for Refuse {
 }
 
 /// Answers every call on `connection`, which speaks HTTP/2, with `status`, for as long as the connection may last.
-pub(super) async fn by_status(connection: Connection, status: Status) {
+pub(super) async fn by_status(connection: Connection<impl Stream>, status: Status) {
     let one = tokio_stream::once(Ok::<_, std::io::Error>(connection));
     // Nobody is left to hear of an error.
     let _ = Server::builder().max_concurrent_streams(1).serve_with_incoming(Refuse(status), one).await;
 }
 
 /// Tells one who speaks HTTP/1, or TLS to a port without: that one finds no TLS in the answer, which says enough.
-pub(super) async fn in_words(mut stream: TcpStream, words: &str) {
+pub(super) async fn in_words(mut stream: impl Stream, words: &str) {
     let answer = format!(
         "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{words}\n",
         words.len() + 1

@@ -4,6 +4,7 @@
 //! [`AccessToken`] is the shared secret of a role and [`tls`] reads the files of certificates and keys.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -13,11 +14,14 @@ use tonic::transport::{Channel, Endpoint};
 mod connector;
 pub mod tls;
 pub mod token;
+mod transport;
 
 pub use token::{ADMIN_TOKEN, AccessToken, JOIN_TOKEN};
+pub use transport::{Connecting, Transport, Wire};
 
 use crate::DEFAULT_PORT;
 use connector::Connector;
+use transport::Carrier;
 
 /// For a TCP connection and the TLS handshake on it.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -118,6 +122,7 @@ pub struct Access {
     url: String,
     endpoint: Endpoint,
     tls: Option<Connector>,
+    carrier: Option<Carrier>,
     has_certificate: bool,
     token: Option<AccessToken>,
 }
@@ -174,7 +179,16 @@ impl Access {
                 Some(Connector { host, port, name, config })
             }
         };
-        Ok(Self { url: url.into(), endpoint, tls: connector, has_certificate: tls.tls_cert.is_some(), token })
+        let (url, has_certificate) = (url.into(), tls.tls_cert.is_some());
+        Ok(Self { url, endpoint, tls: connector, carrier: None, has_certificate, token })
+    }
+
+    /// The same way over another network than this machine's. It is for an address without TLS; one with it is reached
+    /// as before.
+    pub fn over(mut self, transport: Arc<dyn Transport>) -> Self {
+        let (host, port) = self.host_and_port();
+        self.carrier = Some(Carrier { host: host.to_owned(), port, transport });
+        self
     }
 
     /// The address as it was given.
@@ -204,9 +218,10 @@ impl Access {
         if let Some(limit) = limit {
             endpoint = endpoint.timeout(limit);
         }
-        let connected = match &self.tls {
-            Some(connector) => endpoint.connect_with_connector(connector.clone()).await,
-            None => endpoint.connect().await,
+        let connected = match (&self.tls, &self.carrier) {
+            (Some(connector), _) => endpoint.connect_with_connector(connector.clone()).await,
+            (None, Some(carrier)) => endpoint.connect_with_connector(carrier.clone()).await,
+            (None, None) => endpoint.connect().await,
         };
         connected.map_err(|error| match self.mistrust(&error) {
             Some(words) => Unreached::Mistrust(words),

@@ -5,7 +5,7 @@
 //! worker go once nothing is lost without it; `cluster.drain_deadline` later it goes in any case.
 
 use std::sync::mpsc as std_mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use relabel_config::Config;
 use relabel_core::{Dataset, FromWorker, Generation, Hello, Rank, Standing, ToWorker};
@@ -14,6 +14,7 @@ use relabel_proto::v1::session_client::SessionClient;
 use relabel_proto::{MAX_MESSAGE, Told, Welcome, sentence, v1};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
@@ -28,16 +29,20 @@ const PAUSES_OUTSIDE: (Duration, Duration) = (Duration::from_secs(1), Duration::
 /// How long one attempt may take.
 const ATTEMPT: Duration = Duration::from_secs(5);
 
-pub(super) struct Link {
-    pub access: Access,
-    pub hello: Hello,
+/// The half of a [`Session`](super::Session) that is in touch with the coordinator.
+pub struct Link {
+    pub(super) access: Access,
+    pub(super) hello: Hello,
     /// The seat that it was given last.
-    pub seat: Option<Rank>,
-    pub reports: mpsc::Receiver<FromWorker>,
-    pub orders: std_mpsc::Sender<Result<ToWorker, SessionError>>,
-    pub fence: Fence,
-    pub shared: Shared,
+    pub(super) seat: Option<Rank>,
+    pub(super) reports: mpsc::Receiver<FromWorker>,
+    pub(super) orders: std_mpsc::Sender<Result<ToWorker, SessionError>>,
+    pub(super) fence: Fence,
+    pub(super) shared: Shared,
 }
+
+/// Where the answer to the first Hello goes.
+type Welcomed = std_mpsc::Sender<Result<Welcome, SessionError>>;
 
 /// An open stream.
 struct Stream {
@@ -79,7 +84,8 @@ struct Signals {
 }
 
 impl Link {
-    pub fn run(mut self, patience: Duration, welcomed: &std_mpsc::Sender<Result<Welcome, SessionError>>) {
+    /// [Keeps](Self::keep_open) a stream open on this thread.
+    pub(super) fn run(self, patience: Duration, welcomed: &Welcomed) {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
@@ -87,22 +93,26 @@ impl Link {
                 return;
             }
         };
-        runtime.block_on(async {
-            let begun = self.begin(patience).await;
-            let (welcome, stream, signals) = match begun {
-                Ok(begun) => begun,
-                Err(error) => {
-                    let _ = welcomed.send(Err(error));
-                    return;
-                }
-            };
-            let terms = Terms::of(&welcome);
-            let _ = welcomed.send(Ok(welcome));
-            let error = self.keep(stream, signals, &terms).await;
-            self.fence.end(Generation(u64::MAX), "the coordinator is gone");
-            // The training thread may have ended already.
-            let _ = self.orders.send(Err(error));
-        });
+        runtime.block_on(self.keep_open(patience, welcomed));
+    }
+
+    /// Reaches the coordinator within `patience`, says to `welcomed` how that went, and keeps a stream to it open until
+    /// that is not possible any more, which is the last that the session is told.
+    pub async fn keep_open(mut self, patience: Duration, welcomed: &Welcomed) {
+        let begun = self.begin(patience).await;
+        let (welcome, stream, signals) = match begun {
+            Ok(begun) => begun,
+            Err(error) => {
+                let _ = welcomed.send(Err(error));
+                return;
+            }
+        };
+        let terms = Terms::of(&welcome);
+        let _ = welcomed.send(Ok(welcome));
+        let error = self.keep(stream, signals, &terms).await;
+        self.fence.end(Generation(u64::MAX), "the coordinator is gone");
+        // The training thread may have ended already.
+        let _ = self.orders.send(Err(error));
     }
 
     /// The first stream; and from then on signals are this worker's to heed.
@@ -156,6 +166,19 @@ impl Link {
         let mut over = false;
         loop {
             let message = tokio::select! {
+                // What comes at its own pace first: a flood of one kind holds up none of the others.
+                biased;
+                signal = signals.next() => {
+                    self.told_to_leave(signal, terms);
+                    let reason = signal_name(signal).into();
+                    let _ = stream.wire.try_send(FromWorker::Leaving { reason }.into());
+                    continue;
+                }
+                _ = beat.tick() => {
+                    // A full wire holds reports, which are as good as a heartbeat.
+                    let _ = stream.wire.try_send(FromWorker::Heartbeat.into());
+                    continue;
+                }
                 message = stream.inbound.message() => message,
                 report = self.reports.recv() => {
                     let Some(report) = report else {
@@ -171,17 +194,6 @@ impl Link {
                             mpsc::error::TrySendError::Closed(_) => "the stream broke",
                         });
                     }
-                    continue;
-                }
-                _ = beat.tick() => {
-                    // A full wire holds reports, which are as good as a heartbeat.
-                    let _ = stream.wire.try_send(FromWorker::Heartbeat.into());
-                    continue;
-                }
-                signal = signals.next() => {
-                    self.told_to_leave(signal, terms);
-                    let reason = signal_name(signal).into();
-                    let _ = stream.wire.try_send(FromWorker::Leaving { reason }.into());
                     continue;
                 }
             };
@@ -246,6 +258,7 @@ impl Link {
                     self.exit("the coordinator is away");
                 }
                 tokio::select! {
+                    biased;
                     opened = &mut attempt => break opened,
                     report = self.reports.recv() => match report {
                         Some(report) => kept.take(report),

@@ -1,6 +1,8 @@
 //! A coordinator that was away: its workers trained on, and come back one by one. The cheapest way to go on is to
 //! change nothing: where all ranks of the generation are back and their ring stands, it is taken up as it is.
 
+use std::collections::BTreeSet;
+
 use super::{Phase, Run};
 use crate::{Observation, Position, Standing, ToWorker, WorkerId};
 
@@ -63,15 +65,17 @@ impl Run {
         if epoch >= self.settings.epochs {
             return self.save_and_finish();
         }
-        let end = self.steps_per_epoch();
-        if step >= end || self.settings.test_only {
-            self.observe(Observation::Started { position: furthest });
+        let next = self.next_to_show(furthest);
+        if next != furthest || self.settings.test_only {
+            self.observe(Observation::Started { position: next });
             self.shown = Some(furthest);
             return self.begin_at_the_end(epoch);
         }
-        let at_end = Position { epoch, step: end };
-        let done = held.iter().filter(|(_, at)| *at == at_end).map(|(id, _)| *id).collect();
-        self.phase = Phase::Training { epoch, done };
+        if step >= self.steps_per_epoch() {
+            self.observe(Observation::Started { position: furthest });
+        }
+        // Those at the end of the epoch say so once more, and what its steps were like.
+        self.phase = Phase::Training { epoch, done: BTreeSet::new() };
         self.assign_within_epoch(furthest);
         for (worker, at) in held {
             // Whoever trains already does not heed it; whoever missed the order gets it now.

@@ -16,7 +16,7 @@ impl Run {
         if self.settings.test_only {
             return self.validate(position.epoch);
         }
-        self.observe(Observation::Started { position });
+        self.observe(Observation::Started { position: self.next_to_show(position) });
         if position.epoch >= self.settings.epochs {
             self.save_and_finish();
         } else if position.step < self.steps_per_epoch() {
@@ -24,6 +24,13 @@ impl Run {
         } else {
             self.begin_at_the_end(position.epoch);
         }
+    }
+
+    /// What is done next by those who hold the state of `position`: an epoch that is validated is not come by again.
+    pub(super) fn next_to_show(&self, position: Position) -> Position {
+        let over =
+            position.step >= self.steps_per_epoch() && self.history.validated.contains_key(&position.epoch);
+        if over { Position { epoch: position.epoch + 1, step: 0 } } else { position }
     }
 
     /// All ranks hold the state of the end of `epoch`.
@@ -98,6 +105,10 @@ impl Run {
             (None, Some(gap)) => &steps[gap + 1..],
             _ => steps,
         };
+        // An epoch that is validated has been shown as a whole, in an earlier life of this coordinator.
+        let known = |step: &&StepReport| self.history.validated.contains_key(&step.position.epoch);
+        let known = if self.shown.is_none() { steps.iter().take_while(known).count() } else { 0 };
+        let steps = &steps[known..];
         for step in steps {
             match self.shown {
                 Some(shown) if step.position < shown => continue,

@@ -8,11 +8,15 @@ use std::time::Duration;
 
 use prost::Message as _;
 use relabel_core as core;
+use relabel_core::evaluation::counts::{Counts, Found, MultiLabelCounts, RealCounts};
+use relabel_core::evaluation::{EvalSeen, Evaluation, Folder};
+use relabel_core::labelling::{LabelReport, LabelSeen, Labelling};
+use relabel_core::leases::{FromHolder, Piece};
 use relabel_core::{
     DutyId, Fact, Formation, FromWorker, Generation, Outcome, Position, Rank, ToWorker, Token,
 };
 use relabel_fuzz::{config, frames, journal, jpeg, label_map, packed, pickle, wire};
-use relabel_proto::{LabelHello, ToLabeller, v1};
+use relabel_proto::{LeaseHello, ToHolder, v1};
 use worker::collective::tcp::frame::{Header, Op};
 use worker::labels::LabelMap;
 use worker::labels::packed::{Packer, Precision};
@@ -323,18 +327,47 @@ fn messages() {
     });
     seed(target, "welcome", &[&[wire::COORDINATOR], &welcome.encode_to_vec()]);
 
-    use core::labelling::{FromLabeller, RangeReport, Seen};
-    let hello = LabelHello { version: "1".into(), host: "h".into(), pid: 7 };
-    let seen = Seen { samples: 9, fingerprint: "f".into(), recipe: "r".into() };
-    let done = RangeReport { range: 3..5, made: 1, there: 0, unreadable: vec!["u".into()] };
-    let messages: [v1::LabelWorkerMessage; 4] = [
+    leases();
+}
+
+/// Of both kinds of work that workers have ranges of.
+fn leases() {
+    let target = wire::TARGET.name;
+    let hello = LeaseHello { version: "1".into(), host: "h".into(), pid: 7, command: "label".into() };
+    let piece = || Piece { folder: 0, samples: 3..5 };
+    let seen = LabelSeen { samples: 9, fingerprint: "f".into(), recipe: "r".into() };
+    let report = LabelReport { made: 1, there: 0, unreadable: vec!["u".into()] };
+    let evaluates = EvalSeen {
+        arch: "resnet18".into(),
+        outputs: 4,
+        weights: "w".into(),
+        labels: "l".into(),
+        folders: vec![Folder {
+            set: 0,
+            below: "val".into(),
+            corruption: Some(("fog".into(), 3)),
+            samples: 9,
+            fingerprint: "f".into(),
+            classes: 4,
+            restricted: true,
+        }],
+    };
+    let found = Found {
+        counts: Counts { samples: 2, top1: 1, top5: 2, loss_sum: 1.5 },
+        real: Some(RealCounts { images: 2, right: 1 }),
+        multi_label: Some(MultiLabelCounts { images: 2, correct: 1, by_class: [(3, (2, 1))].into() }),
+        attacked: vec![(0.01, Counts { samples: 2, top1: 0, top5: 1, loss_sum: 9.5 })],
+    };
+    let messages: [v1::LeaseWorkerMessage; 6] = [
         hello.into(),
-        FromLabeller::Ready(seen).into(),
-        FromLabeller::Done(done).into(),
-        FromLabeller::Fault("r".into()).into(),
+        FromHolder::<Labelling>::Ready(seen).into(),
+        FromHolder::<Labelling>::Done { piece: piece(), report }.into(),
+        FromHolder::<Labelling>::Fault { reason: "r".into(), hopeless: true }.into(),
+        FromHolder::<Evaluation>::Ready(evaluates).into(),
+        FromHolder::<Evaluation>::Done { piece: piece(), report: found }.into(),
     ];
     for (number, message) in messages.into_iter().enumerate() {
-        seed(target, &format!("labeller-{number}"), &[&[wire::LABELLER], &message.encode_to_vec()]);
+        seed(target, &format!("holder-{number}"), &[&[wire::HOLDER], &message.encode_to_vec()]);
     }
     let options = relabel_config::LabelOptions {
         data: "/d".into(),
@@ -349,13 +382,13 @@ fn messages() {
         half: true,
     };
     let orders = [
-        ToLabeller::Welcome { heartbeat: Duration::from_millis(500), options },
-        ToLabeller::Range(4..9),
-        ToLabeller::Over(Some("r".into())),
+        ToHolder::<Labelling>::Welcome { heartbeat: Duration::from_millis(500), options },
+        ToHolder::Range(piece()),
+        ToHolder::Over(Some("r".into())),
     ];
     for (number, order) in orders.into_iter().enumerate() {
-        let message = v1::LabelCoordinatorMessage::from(order).encode_to_vec();
-        seed(target, &format!("label-coordinator-{number}"), &[&[wire::LABEL_COORDINATOR], &message]);
+        let message = v1::LeaseCoordinatorMessage::from(order).encode_to_vec();
+        seed(target, &format!("leases-{number}"), &[&[wire::LEASES], &message]);
     }
 }
 

@@ -5,12 +5,14 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use prost::Message;
+use relabel_core::evaluation::Evaluation;
+use relabel_core::labelling::Labelling;
 use relabel_core::{
     Command, Event, Fact, Hello, History, Run, Settings, StragglerAction, StragglerPolicy, WorkerId,
 };
 use relabel_proto::{
-    FirstMessage, Invalid, Told, from_labeller, from_worker, hello, label_hello, to_labeller, to_worker, v1,
-    welcome,
+    FirstLeaseMessage, FirstMessage, Invalid, Told, from_holder, from_worker, hello, lease_hello, to_holder,
+    to_worker, v1, welcome,
 };
 
 use crate::{Target, split};
@@ -26,8 +28,8 @@ pub const TARGET: Target = Target {
 /// The first byte of an input: whose message the rest is.
 pub const WORKER: u8 = 0;
 pub const COORDINATOR: u8 = 1;
-pub const LABELLER: u8 = 2;
-pub const LABEL_COORDINATOR: u8 = 3;
+pub const HOLDER: u8 = 2;
+pub const LEASES: u8 = 3;
 /// The rest is events: worker, kind, and for a message its length in two bytes and itself.
 pub const RUN: u8 = 4;
 
@@ -55,14 +57,16 @@ fn run(input: &[u8]) {
                 Told::Order(order) => order.into(),
             });
         }
-        LABELLER => {
-            let Ok(message) = v1::LabelWorkerMessage::decode(bytes) else { return };
-            survives(message.clone(), from_labeller, Into::into);
-            survives(message, label_hello, Into::into);
+        HOLDER => {
+            let Ok(message) = v1::LeaseWorkerMessage::decode(bytes) else { return };
+            survives(message.clone(), from_holder::<Labelling>, Into::into);
+            survives(message.clone(), from_holder::<Evaluation>, Into::into);
+            survives(message, |message| lease_hello(message).and_then(FirstLeaseMessage::hello), Into::into);
         }
-        LABEL_COORDINATOR => {
-            let Ok(message) = v1::LabelCoordinatorMessage::decode(bytes) else { return };
-            survives(message, to_labeller, Into::into);
+        LEASES => {
+            let Ok(message) = v1::LeaseCoordinatorMessage::decode(bytes) else { return };
+            survives(message.clone(), to_holder::<Labelling>, Into::into);
+            survives(message, to_holder::<Evaluation>, Into::into);
         }
         _ => whole_run(bytes),
     }
