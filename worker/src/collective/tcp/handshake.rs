@@ -1,6 +1,6 @@
 //! How two neighbours of the ring make sure of each other before any gradient flows.
 //!
-//! The dialing rank sends a [hello](Member::hello) with what it believes itself to be and a fresh nonce;
+//! The dialing rank sends a hello with what it believes itself to be and a fresh nonce;
 //! the accepting rank answers with a nonce of its own; the dialer proves that it holds the generation's
 //! token by a keyed hash over the hello and both nonces, and the acceptor does the same under another
 //! label. So neither a stranger, nor a rank of another generation, nor a recording of an earlier
