@@ -26,7 +26,7 @@ use crate::straggler::Stragglers;
 use crate::validation::Validation;
 use crate::{
     Command, DutyId, Event, FromWorker, Generation, Hello, Outcome, Position, Rank, Rejection, Settings,
-    ToWorker, WorkerId, shards,
+    StepReport, ToWorker, WorkerId, shards,
 };
 
 /// A gap between two ticks that says that this process stood still: ticks come several times a second.
@@ -59,6 +59,8 @@ pub struct Run {
     stragglers: Stragglers,
     /// The next step whose numbers have not been shown; unknown to a coordinator that was away.
     shown: Option<Position>,
+    /// What workers have said meanwhile that steps were like, each as far as it knows of them.
+    heard: BTreeMap<Position, StepReport>,
     loss: Option<f64>,
     /// Mean training loss of the epoch as of the last step shown.
     epoch_loss: f64,
@@ -151,6 +153,7 @@ impl Run {
             failed_writers: BTreeSet::new(),
             saved_at: Duration::ZERO,
             shown: None,
+            heard: BTreeMap::new(),
             loss: None,
             epoch_loss: f64::NAN,
             epoch_skipped: 0,
@@ -400,6 +403,7 @@ impl Run {
     }
 
     fn end(&mut self, outcome: Outcome) {
+        self.show_heard();
         for worker in self.members.ids() {
             self.send(worker, ToWorker::Finish { outcome: outcome.clone() });
         }

@@ -28,7 +28,7 @@ impl Run {
             }
             return;
         }
-        self.show(steps);
+        self.hear(steps);
         if let Some(member) = self.members.get_mut(worker) {
             member.held = held;
             member.in_line &= held.is_some();

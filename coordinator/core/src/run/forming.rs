@@ -153,7 +153,9 @@ impl Run {
         self.ring = chosen.iter().zip(0..).map(|(id, rank)| (*id, Rank(rank))).collect();
         self.places = chosen.iter().zip(0..).map(|(id, rank)| (Rank(rank), *id)).collect();
         let (source, restore, position, origin) = self.source(&chosen);
-        // What was done before it has been shown, here or in an earlier life of the coordinator.
+        // What was done before it is shown now, if it has not been, here or in an earlier life of the coordinator.
+        self.heard.retain(|at, _| *at < position);
+        self.show_heard();
         self.shown = Some(position);
         if !self.settings.test_only {
             self.persist(Fact::Formed { generation, world, position });

@@ -73,7 +73,7 @@ impl Run {
         let Phase::Training { epoch, done } = &mut self.phase else {
             if matches!(self.phase, Phase::Gathering { .. }) {
                 // The steps before the generation ends in good order.
-                self.show(steps);
+                self.hear(steps);
             }
             return;
         };
@@ -82,7 +82,12 @@ impl Run {
             done.insert(worker);
         }
         let complete = done.len() == self.ring.len();
-        self.show(steps);
+        // A reporter that was given another's state at the end of an epoch does not know what led to it.
+        let leads_there =
+            steps.last().is_some_and(|step| self.after(step.position) == self.as_saved(position));
+        if self.shown.is_some() || leads_there {
+            self.show(steps);
+        }
         self.stragglers.note(worker, pace);
         if pace.steps > 0 {
             // The ring moves: whoever was to blame for an earlier one is no longer.
@@ -96,11 +101,30 @@ impl Run {
         }
     }
 
+    /// Where the step that begins at `position` leads to.
+    fn after(&self, position: Position) -> Position {
+        self.as_saved(Position { step: position.step.saturating_add(1), ..position })
+    }
+
+    /// Shows the steps before a generation ended. A coordinator that was away waits with that until all have been asked:
+    /// none of them may know of all steps.
+    pub(super) fn hear(&mut self, steps: &[StepReport]) {
+        match self.shown {
+            Some(_) => self.show(steps),
+            None => self.heard.extend(steps.iter().map(|step| (step.position, step.clone()))),
+        }
+    }
+
+    /// Shows what has been heard.
+    pub(super) fn show_heard(&mut self) {
+        let steps: Vec<_> = std::mem::take(&mut self.heard).into_values().collect();
+        self.show(&steps);
+    }
+
     /// Shows the steps that have not been shown; every rank reports the same numbers.
     pub(crate) fn show(&mut self, steps: &[StepReport]) {
-        let after = |p: Position| self.as_saved(Position { step: p.step.saturating_add(1), ..p });
         // A worker that was given another's state has not done the steps that led to it.
-        let gap = steps.windows(2).rposition(|pair| after(pair[0].position) != pair[1].position);
+        let gap = steps.windows(2).rposition(|pair| self.after(pair[0].position) != pair[1].position);
         let steps = match (self.shown, gap) {
             (None, Some(gap)) => &steps[gap + 1..],
             _ => steps,
