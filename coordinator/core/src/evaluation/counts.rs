@@ -133,7 +133,7 @@ impl Found {
             labels.images <= samples
                 && labels.correct <= labels.images
                 && labels.by_class.values().try_fold(0_u64, |sum, &(images, right)| {
-                    sum.checked_add(images).filter(|_| right <= images)
+                    sum.checked_add(images).filter(|_| images > 0 && right <= images)
                 }) == Some(labels.images)
         });
         possible(&self.counts) && self.attacked.iter().all(|(_, counts)| possible(counts)) && real && labels

@@ -200,6 +200,7 @@ fn a_report_that_cannot_be_is_not_added() {
         (of(labels(3, 1, (2, 1))), "classes that do not add up"),
         (of(labels(3, 1, (3, 4))), "more right in a class than images"),
         (of(labels(u64::MAX, 1, (u64::MAX, 4))), "more than can be"),
+        (of(labels(0, 0, (0, 0))), "a class of no images"),
         (Found { attacked: vec![(0.1, counts(3, 1, 1.0))], ..found(counts(4, 1, 1.0)) }, "fewer attacked"),
     ] {
         assert!(evaluation.add(&piece(1, 0, 4), wrong).is_err(), "{what}");
