@@ -451,7 +451,9 @@ impl<'a> Trainer<'a> {
             let lr = schedule::lr(optim, position.epoch, position.step, end);
             metadata.extend(SgdNotes::of(optim, lr).map(SgdNotes::to_metadata).unwrap_or_default());
             metadata.insert(weights::BN_EPS.to_string(), self.learner.model.batch_norm().eps.to_string());
+            let began = Instant::now();
             let state = self.learner.snapshot(progress, metadata)?;
+            tracing::debug!("copied the state of {position} in {:.2?}", began.elapsed());
             self.saver.save(Save { duty: duty.id, state, position, best: duty.best });
         }
         Ok(())
