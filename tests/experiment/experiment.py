@@ -1,11 +1,12 @@
-"""Does ReLabel help? The paper's comparison at a size that two CPU cores do in half an hour; `make experiment`.
+"""Does ReLabel help? The paper's comparison at a size that two CPU cores do in under half an hour; `make experiment`.
 
 An annotator is trained on pictures of one object. It labels the student's training pictures, which show two to four
 objects of different classes while their folder names one. Students differ in their targets alone: same pictures,
 network, schedule and seeds. All training is done by our coordinator and workers, as a user would start them.
 
 Every step leaves its settings and outcome in a JSON file in the folder of the experiment. A second start repeats no
-step whose settings are the same, and goes on with runs that were interrupted; --fresh starts over.
+step whose settings are the same, and goes on with runs that were interrupted; --fresh starts over. --why trains
+other students in the same folder, on label maps that are changed on purpose: see study.py.
 """
 
 import argparse
@@ -13,282 +14,13 @@ import fcntl
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
-import maps
-import report
-from steps import Clock, Failed, Step, together, write_json
-
-CLASSES = 10
-# Square pictures, evaluated whole: a central crop would cut off objects at the sides.
-DATA = ["--classes", str(CLASSES), "--size", "96x96"]
-SCHEDULE = {
-    "data.crop_ratio": 1.0,
-    "optim.optimizer": "sgd",
-    "optim.lr.decay_type": "cos",
-    "optim.warmup.epochs": 1,
-    "optim.nesterov": True,
-    "optim.momentum": 0.9,
-    "optim.wd.base": 1e-4,
-    "checkpoint.every_epochs": 0,
-    "checkpoint.keep": 1,
-    "compute.num_workers": 1,
-    "util.print_freq": 20,
-    "util.val_batch_size": 200,
-}
-
-# What sets the students apart: name, title, options.
-RELABEL = {"data.relabel.use": True}
-METHODS = [
-    ("baseline", "Baseline: the folder's class", {}),
-    ("smoothing", "Label smoothing 0.1", {"optim.label_smoothing": 0.1}),
-    ("global", "ReLabel, global multi-label", RELABEL | {"data.relabel.mode": "global"}),
-    ("localized", "ReLabel, localized multi-label", RELABEL | {"data.relabel.mode": "localized"}),
-    (
-        "localized-cutmix",
-        "ReLabel, localized, with CutMix",
-        RELABEL
-        | {
-            "data.relabel.mode": "localized",
-            "data.cutmix.prob": 1.0,
-            "data.cutmix.beta": 1.0,
-            "data.cutmix.off_epoch": 1,
-        },
-    ),
-]
-SEEDS = [1, 2, 3]
-
-SIZES = {
-    "full": {
-        "single": {"train": 3000, "val": 300},
-        "annotator": {"image_size": 72, "rrc_minimum": 0.35, "epochs": 8, "batch_size": 32, "lr": 0.04},
-        "label_size": 104,
-        "several": {"train": 1200, "val": 200},
-        "student": {"image_size": 32, "rrc_minimum": 0.08, "epochs": 8, "batch_size": 32, "lr": 0.04},
-        "test": 1000,
-    },
-    # For working on the experiment itself: everything happens, and nothing is learned.
-    "tiny": {
-        "single": {"train": 60, "val": 20},
-        "annotator": {"image_size": 32, "rrc_minimum": 0.25, "epochs": 2, "batch_size": 20, "lr": 0.05},
-        "label_size": 64,
-        "several": {"train": 60, "val": 20},
-        "student": {"image_size": 32, "rrc_minimum": 0.08, "epochs": 2, "batch_size": 20, "lr": 0.05},
-        "test": 20,
-    },
-}
-
-
-class Experiment:
-    def __init__(self, args):
-        self.dir = args.dir.resolve()
-        self.worker, self.coordinator = args.worker.resolve(), args.coordinator.resolve()
-        self.sizes = SIZES[args.size]
-        self.jobs = args.jobs
-        self.threads = max(1, (os.cpu_count() or 1) // args.jobs)
-        self.clock = Clock(self.costs(len(METHODS) * len(SEEDS)))
-        self.programs = set()
-
-    def stop(self, *_):
-        """Ends on a signal, and with it what was started: runs save a checkpoint first."""
-        for program in list(self.programs):
-            program.terminate()
-        raise KeyboardInterrupt
-
-    def costs(self, students):
-        """Work by kind in images times pixels of a forward and backward pass, for the estimate of what is left."""
-        sizes = self.sizes
-
-        def training(part, data):
-            seen = part["epochs"] * (data["train"] + data["val"] / 3)
-            return seen * part["image_size"] ** 2
-
-        test = 2 * sizes["test"] * sizes["student"]["image_size"] ** 2 / 3
-        return {
-            "annotator": training(sizes["annotator"], sizes["single"]),
-            "label": sizes["several"]["train"] * sizes["label_size"] ** 2 / 3,
-            "students": students * (training(sizes["student"], sizes["several"]) + test),
-        }
-
-    def run(self):
-        self.dir.mkdir(parents=True, exist_ok=True)
-        single = self.data("single", seed=101, **self.sizes["single"], objects=1)
-        several = self.data("several", seed=202, **self.sizes["several"], objects=4)
-        test = self.data("test", seed=303, train=CLASSES, val=self.sizes["test"], objects=4)
-        annotator = self.annotator(single, test)
-        label_maps = self.label(annotator, several)
-        students = self.students(label_maps, several, test)
-        results = {
-            "sizes": self.sizes,
-            "machine": report.machine(),
-            "annotator": annotator.outcome,
-            "label_maps": label_maps.outcome,
-            "methods": report.summarize(METHODS, SEEDS, [step.outcome for step in students]),
-            "seconds": sum(s.seconds for s in [single, several, test, annotator, label_maps])
-            + sum(s.seconds for s in students) / self.jobs,
-        }
-        write_json(self.dir / "results.json", results)
-        table = report.table(results)
-        (self.dir / "results.md").write_text(table)
-        (self.dir / "results.svg").write_text(report.plot(results))
-        print("\n" + table)
-        print(f"table, plot and all numbers: {self.dir / 'results'}.md, .svg, .json")
-
-    def data(self, name, seed, train, val, objects):
-        """Pictures that `worker synth` makes."""
-        step = Step(self.dir / name, {"seed": seed, "train": train, "val": val, "objects": objects, "data": DATA})
-        arguments = ["--train", train, "--val", val, "--objects-max", objects, "--seed", seed]
-
-        def make():
-            self.call(step.dir / "log", [self.worker, "synth", step.dir / "data", *DATA, *arguments])
-            return {"train": train, "val": val}
-
-        self.clock.say(step.do(make), f"pictures: {name}")
-        return step
-
-    def train(self, step, part, data, options, workers, clock):
-        """One run of the coordinator. Returns the path of its last weights and its last epoch's validation. `clock`
-        is the kind of work that it is, and its share of that."""
-        run = step.dir / "run"
-        options = SCHEDULE | options | {
-            "model.arch": "resnet18",
-            "model.num_classes": CLASSES,
-            "data.data_path": data.dir / "data",
-            "data.image_size": part["image_size"],
-            "data.rrc_minimum": part["rrc_minimum"],
-            "optim.epochs": part["epochs"],
-            "optim.batch_size": part["batch_size"],
-            "optim.lr.init": part["lr"],
-        }
-        start = [self.coordinator, "--local", "--workers", workers, "--threads", self.threads, "--run-dir", run]
-        start += [text for key, value in options.items() for text in (f"--{key}", value)]
-        if any((run / "checkpoints").glob("*.safetensors")):
-            start.append("--resume")
-            kind, share = clock
-            self.clock.skip(kind, share * len(report.epochs(run)) / part["epochs"])
-        else:
-            shutil.rmtree(run, ignore_errors=True)
-        self.call(step.dir / "log", start)
-        epochs = report.epochs(run)
-        if len(epochs) != part["epochs"]:
-            raise Failed(f"{run}: {len(epochs)} of {part['epochs']} epochs are in metrics.jsonl; start with --fresh")
-        # Of the last epoch, as nothing is to be chosen by the validation: its name says how far it is.
-        return max((run / "checkpoints").glob("resnet18-e*.safetensors")), epochs[-1]
-
-    def annotator(self, single, test):
-        part = self.sizes["annotator"]
-        step = Step(self.dir / "annotator", {"part": part, "data": single.settings, "size": self.sizes["label_size"]})
-
-        def make():
-            options = {"compute.seed": 1}
-            weights, last = self.train(step, part, single, options, self.jobs, ("annotator", 1.0))
-            shutil.copyfile(weights, step.dir / "weights.safetensors")
-            # On pictures of several objects at the size that it labels at: does it name one that is there?
-            kept, size = step.dir / "weights.safetensors", self.sizes["label_size"]
-            scores = self.evaluate(step, kept, test, size, self.threads * self.jobs)
-            return {"epochs": report.epochs(step.dir / "run"), "single_top1": last["top1"], "test": scores}
-
-        with self.clock.watch("annotator", lambda: [(step.dir / "run", part["epochs"])]):
-            cached = step.do(make)
-        shutil.rmtree(step.dir / "run", ignore_errors=True)
-        outcome = step.outcome
-        self.clock.done("annotator", 1.0, cached)
-        self.clock.say(
-            cached,
-            f"annotator: {outcome['single_top1']:.1f}% on new pictures of one object; "
-            f"names an object of {outcome['test']['several_any']:.1f}% of those of several",
-        )
-        return step
-
-    def label(self, annotator, several):
-        """The student's label maps, by the annotator; never by the generator."""
-        size = self.sizes["label_size"]
-        step = Step(self.dir / "maps", {"annotator": annotator.settings, "data": several.settings, "size": size})
-
-        def make():
-            out = step.dir / "labels"
-            weights = annotator.dir / "weights.safetensors"
-            arguments = ["--data", several.dir / "data", "--out", out, "--arch", "resnet18", "--weights", weights]
-            self.call(step.dir / "log", [self.worker, "label", *arguments, "--size", size])
-            return maps.quality(out, several.dir / "data" / "labels", CLASSES)
-
-        cached = step.do(make)
-        self.clock.done("label", 1.0, cached)
-        side, right = step.outcome["side"], 100 * step.outcome["object_cells_right"]
-        self.clock.say(cached, f"label maps {side}x{side}: {right:.1f}% of the cells on an object name it")
-        return step
-
-    def students(self, label_maps, several, test):
-        part = self.sizes["student"]
-        steps, work = [], []
-        for seed in SEEDS:
-            # Seeds outermost: one that is stopped early has compared all methods.
-            for name, title, method in METHODS:
-                settings = {"part": part, "method": method, "seed": seed}
-                settings |= {"data": several.settings, "test": test.settings}
-                uses_maps = method.get("data.relabel.use", False)
-                if uses_maps:
-                    settings["maps"] = label_maps.settings
-                step = Step(self.dir / "students" / f"{name}-{seed}", settings)
-                options = method | {"compute.seed": seed}
-                if uses_maps:
-                    options["data.relabel.path"] = label_maps.dir / "labels"
-                steps.append(step)
-                work.append((step, name, title, seed, options))
-        share = 1 / len(work)
-        active = {}
-
-        def one(item):
-            step, name, title, seed, options = item
-
-            def make():
-                active[name, seed] = (step.dir / "run", part["epochs"])
-                weights, last = self.train(step, part, several, options, 1, ("students", share))
-                scores = self.evaluate(step, weights, test, part["image_size"], self.threads)
-                return {"method": name, "seed": seed, "train_loss": last["train_loss"], **scores}
-
-            cached = step.do(make)
-            active.pop((name, seed), None)
-            shutil.rmtree(step.dir / "run", ignore_errors=True)
-            self.clock.done("students", share, cached)
-            scores = step.outcome
-            self.clock.say(
-                cached,
-                f"{title}, seed {seed}: {scores['single_top1']:.1f}% one object, {scores['several_any']:.1f}% several",
-            )
-
-        with self.clock.watch("students", lambda: list(active.values()), share):
-            together(one, work, self.jobs)
-        return steps
-
-    def evaluate(self, step, weights, test, size, threads):
-        """Accuracies in percent on the test pictures, which no run has seen: `single_top1` on those of one
-        object; on those of several, `several_any` counts any object that is there, `several_top1` the folder's."""
-        scores = {}
-        for name, folder, truth in [("single", "val", "real.json"), ("several", "val-multi", "real-multi.json")]:
-            sets = [f"{name}={test.dir / 'data' / folder}", "--real", test.dir / "data" / truth]
-            options = ["--image-size", size, "--crop-ratio", 1.0, "--threads", threads, "--json"]
-            command = [self.worker, "eval", "--weights", weights, "--arch", "resnet18", "--data", *sets, *options]
-            found = report.parse_eval(self.call(step.dir / "log", command))
-            scores |= {f"{name}_top1": found["top1"], f"{name}_any": found["real"]["accuracy"]}
-        return scores
-
-    def call(self, log, command):
-        """Runs a program; its output goes to `log`, and what it prints is returned."""
-        command = [str(part) for part in command]
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "a") as errors:
-            print("+", *command, file=errors, flush=True)
-            program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-            self.programs.add(program)
-            printed, _ = program.communicate()
-            self.programs.discard(program)
-            errors.write(printed)
-        if program.returncode != 0:
-            raise Failed(f"{Path(command[0]).name} ended with {program.returncode}; {log} says why")
-        return printed
+from comparison import Experiment
+from design import SIZES
+from steps import Failed
+from study import Study
 
 
 def claim(folder, fresh):
@@ -319,6 +51,7 @@ def main():
     parser.add_argument("--coordinator", type=Path, default=release / "coordinator")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="runs at a time")
     parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--why", action="store_true", help="teach with maps changed on purpose: what do students miss?")
     parser.add_argument("--fresh", action="store_true", help="remove what earlier starts left, and start over")
     args = parser.parse_args()
     for program in [args.worker, args.coordinator]:
@@ -326,7 +59,7 @@ def main():
             parser.error(f"{program} is not there; run `make build`")
     try:
         with claim(args.dir, args.fresh):
-            experiment = Experiment(args)
+            experiment = (Study if args.why else Experiment)(args)
             for number in [signal.SIGINT, signal.SIGTERM]:
                 signal.signal(number, experiment.stop)
             experiment.run()

@@ -81,7 +81,8 @@ def table(results):
             row.append(f"{score['mean']:.1f} ± {score['deviation']:.1f}")
             row.append(f"{score['difference']:+.1f} ± {score['difference_error']:.1f}" if index else "")
         lines.append("| " + " | ".join(row) + " |")
-    made, annotator, machine = results["label_maps"], results["annotator"]["test"], results["machine"]
+    made, machine = results["label_maps"], results["machine"]
+    annotator, cpu = made["test"], sum(results["cpu_seconds"].values())
     lines += [
         "",
         f"Percent of {results['sizes']['test']} test pictures each, mean ± standard deviation of {seeds} seeds; "
@@ -90,8 +91,26 @@ def table(results):
         f"of {annotator['several_any']:.1f}% of those of several. Its maps of {made['side']}x{made['side']} cells "
         f"name the object in {100 * made['object_cells_right']:.1f}% of the cells that lie on one; the largest part "
         f"of a whole picture's target is {made['whole_largest']:.2f} on average. "
+        f"{cpu:.0f} CPU seconds, {cpu / 120:.0f} minutes on two quiet cores; this time it took "
         f"{results['seconds'] / 60:.0f} minutes on {machine['cores']} cores ({machine['processor']}).",
     ]
+    return "\n".join(lines) + "\n"
+
+
+def why_table(named, seeds, results):
+    """Markdown: for each student of the study its maps' quality and its scores, means over the seeds."""
+    headings = ["label maps", "cells", "right on objects", "sharpness", *(heading for _, heading, _ in SCORES)]
+    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    for name, title in named:
+        row = [title, "", "", ""]
+        if name in results["label_maps"]:
+            found = results["label_maps"][name]
+            right = 100 * found["object_cells_right"]
+            row = [title, f"{found['side']}x{found['side']}", f"{right:.0f}%", f"{found['whole_largest']:.2f}"]
+        scores = [student for student in results["students"] if student["method"] == name]
+        row += [f"{statistics.fmean(s[key] for s in scores):.1f}" for key, _, _ in SCORES]
+        lines.append("| " + " | ".join(row) + " |")
+    lines += ["", f"Seeds: {', '.join(str(seed) for seed in seeds)}; {results['cpu_seconds']:.0f} CPU seconds."]
     return "\n".join(lines) + "\n"
 
 

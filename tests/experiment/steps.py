@@ -29,12 +29,13 @@ class Step:
     """A folder, the settings that its content is a function of, and the outcome, once it is known.
 
     `step.json` is written when work begins, so that a part of other settings is never gone on with, and again
-    with the outcome at its end.
+    with the outcome at its end. `seconds` is the time that the work took, `cpu` that of all cores that it used:
+    this process's own and, added by `call`, that of the programs it ran. An attempt that was killed is not in it.
     """
 
     def __init__(self, folder, settings):
         self.dir, self.settings = folder, json.loads(json.dumps(settings))
-        self.outcome, self.seconds = None, 0.0
+        self.outcome, self.seconds, self.cpu = None, 0.0, 0.0
 
     def do(self, make):
         """Does the work unless it is done. Returns whether it was."""
@@ -46,18 +47,20 @@ class Step:
         if known.get("outcome") is None:
             self.dir.mkdir(parents=True, exist_ok=True)
             spent = known.get("seconds", 0.0)
-            began = time.monotonic()
-            state = {"settings": self.settings, "outcome": None, "seconds": spent}
+            self.cpu = known.get("cpu", 0.0)
+            began, began_cpu = time.monotonic(), time.thread_time()
+            state = {"settings": self.settings, "outcome": None, "seconds": spent, "cpu": self.cpu}
             write_json(file, state)
             try:
                 state["outcome"] = make()
             finally:
                 state["seconds"] = spent + time.monotonic() - began
+                state["cpu"] = self.cpu + time.thread_time() - began_cpu
                 write_json(file, state)
             known, cached = state, False
         else:
             cached = True
-        self.outcome, self.seconds = known["outcome"], known["seconds"]
+        self.outcome, self.seconds, self.cpu = known["outcome"], known["seconds"], known["cpu"]
         return cached
 
 
