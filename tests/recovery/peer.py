@@ -4,6 +4,7 @@ again goes on from it. Rank 0 writes a line a step to --log: its wall time and i
 """
 
 import argparse
+import datetime
 import os
 import time
 
@@ -21,7 +22,8 @@ def main():
     parser.add_argument("--size", type=int, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    # The default of half an hour is how long a group that cannot be formed would be waited for.
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=10))
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     model = torch.nn.parallel.DistributedDataParallel(torchvision.models.resnet18(num_classes=4))
