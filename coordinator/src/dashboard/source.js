@@ -7,7 +7,7 @@ export async function json(path) {
 }
 
 const KINDS = ["view", "decisions", "point", "started", "missed", "line", "over"];
-// Silence after which the connection counts as lost: the view comes every second.
+// Silence after which the connection counts as lost: the view comes every second, a large run's every 10 at most.
 const SILENCE = 15000;
 
 // Calls `on[kind](data)` for every event, and `on.link(state)` with "live", "lost" or "over". The browser connects again

@@ -51,7 +51,8 @@ export class WorkersTable {
     const slow = workers.filter((worker) => worker.slow).length;
     const least = view.min_workers < world ? `, ${view.min_workers} are enough` : "";
     const train = view.training === null ? "" : `${view.training} train, `;
-    this.words.textContent = `${train}${workers.length} of ${world} seats are taken${least}${slow ? `, ${slow} slow` : ""}`;
+    const few = workers.length < view.seated ? `; below, the ${workers.length} who stand out` : "";
+    this.words.textContent = `${train}${view.seated} of ${world} seats are taken${least}${slow ? `, ${slow} slow` : ""}${few}`;
     // Columns that nobody has anything in are left out.
     const used = WORKERS.map((column, index) => [index, ...column])
       .filter(([, , , sort]) => workers.some((worker) => sort(worker) !== null && sort(worker) !== undefined));
@@ -123,7 +124,7 @@ export function showTiles(view) {
     ["Images a second", number(view.images_per_second && Math.round(view.images_per_second * 10) / 10), skipped],
     ["A step", short(view.step_seconds), waits],
     ["Learning rate", number(view.learning_rate), ""],
-    ["Workers", `${view.workers.length} of ${view.world}`, `generation ${view.generation}`],
+    ["Workers", `${view.seated} of ${view.world}`, `generation ${view.generation}`],
     ["Since it began", `${view.totals.steps} steps`, `${view.totals.images} images`],
   ];
   const made = tiles.map(([name, value, below]) => element("div", {}, element("dt", {}, name),

@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::App;
 use super::api::Refusal;
 use crate::progress::Line;
-use crate::view::{DecisionView, Histogram, News, View};
+use crate::view::{DecisionView, Histogram, News, View, standing_out};
 
 /// Events that may wait for a reader.
 const WAITING: usize = 256;
@@ -24,8 +24,13 @@ const WAITING: usize = 256;
 /// How soon a reader is told of a decision.
 const SOON: Duration = Duration::from_millis(100);
 
-/// Workers whose state is sent every second; with more it is sent less often.
-const WORKERS_A_SECOND: u64 = 64;
+/// Most workers that a reader is told of: of more, those who stand out.
+const WORKERS: usize = 256;
+
+/// Workers whose state is looked at every second; with more it is looked at less often, but before the page thinks that
+/// the connection is lost.
+const WORKERS_A_SECOND: u64 = 1000;
+const RARELY: Duration = Duration::from_secs(10);
 
 pub(super) async fn events(State(app): State<App>) -> Result<impl IntoResponse, Refusal> {
     let Ok(place) = app.streams.clone().try_acquire_owned() else {
@@ -63,15 +68,14 @@ async fn tell_all(app: &App, reader: &Reader) -> Result<(), Gone> {
     for line in board.tail().lines() {
         told.line(reader, &line).await?;
     }
-    let mut world = 0;
     loop {
         // Now, and then again after a while.
         let Ok(view) = app.queue.view().await else {
             return reader.send("over", &board.outcome()).await;
         };
-        world = view.world.max(world);
+        let pause = Duration::from_secs(1 + u64::from(view.seated) / WORKERS_A_SECOND).min(RARELY);
         told.view(reader, view).await?;
-        let pause = tokio::time::sleep(Duration::from_secs(1 + u64::from(world) / WORKERS_A_SECOND));
+        let pause = tokio::time::sleep(pause);
         tokio::pin!(pause);
         loop {
             tokio::select! {
@@ -116,6 +120,9 @@ impl Told {
             self.decisions = Some(decisions);
         }
         view.totals.step_seconds = Histogram::default();
+        if view.workers.len() > WORKERS {
+            view.workers = standing_out(&view.workers, WORKERS).into_iter().cloned().collect();
+        }
         reader.send("view", &view).await
     }
 

@@ -145,6 +145,12 @@ async fn all_workers_of_a_large_run_are_there() {
     assert_eq!(ranks, (0..=u64::from(WORKERS)).filter(|rank| *rank != 7).collect::<Vec<_>>());
     let (_, _, metrics) = get(address, "/metrics", "").await;
     assert!(metrics.contains(&format!("rank=\"{WORKERS}\"")), "{}", &metrics[metrics.len() - 500..]);
+    // A page is told of those who stand out.
+    let request = "GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let events = ask(address, request, "\"totals\"").await;
+    let told = events.lines().find_map(|line| line.strip_prefix("data: {\"run_id\"")).unwrap();
+    assert!(told.contains(&format!("\"seated\":{WORKERS}")), "{told}");
+    assert_eq!(told.matches("\"rank\":").count(), 256);
     http.stop().await;
 }
 

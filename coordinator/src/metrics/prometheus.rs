@@ -95,7 +95,7 @@ fn cluster(page: &mut Page, view: &View) {
         "Number of the current generation of workers.",
         Some(view.generation as f64),
     );
-    page.gauge("relabel_workers", "Workers that are seated.", Some(view.workers.len() as f64));
+    page.gauge("relabel_workers", "Workers that are seated.", Some(view.seated.into()));
     page.gauge("relabel_workers_wanted", "Seats.", Some(view.world.into()));
     page.gauge("relabel_workers_training", "Ranks of the current generation.", view.training.map(f64::from));
     page.gauge("relabel_workers_min", "Fewest workers that train together.", view.min_workers.map(f64::from));

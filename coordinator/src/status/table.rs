@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::progress::{duration, four_digits};
 use crate::table::{Side, Table};
-use crate::view::{View, WorkerView};
+use crate::view::{View, WorkerView, standing_out};
 
 /// Decisions that are shown.
 const DECISIONS: usize = 6;
@@ -42,13 +42,13 @@ pub(super) fn draw(view: &View) -> String {
     let train = view.training.map_or_else(String::new, |n| format!("{n} train, "));
     let least = view.min_workers.filter(|least| *least < view.world);
     let least = least.map_or_else(String::new, |least| format!("; {least} are enough"));
-    lines.push(format!("workers    {train}{} of {} seats are taken{least}", view.workers.len(), view.world));
+    lines.push(format!("workers    {train}{} of {} seats are taken{least}", view.seated, view.world));
     if view.workers.len() > NAMED {
         lines.push(format!("           {}; below, who stands out", counted(&view.workers)));
     }
     let mut text = lines.iter().map(|line| format!("{}\n", line.trim_end())).collect::<String>();
     if !view.workers.is_empty() {
-        text.push_str(&workers(&standing_out(&view.workers)));
+        text.push_str(&workers(&standing_out(&view.workers, NAMED)));
     }
     if !view.decisions.is_empty() {
         text.push_str("decisions\n");
@@ -104,21 +104,6 @@ fn checkpoint(view: &View, file: &str) -> String {
     let age = known.time.map(|time| duration((view.time - time).max(0.0), " s"));
     let age = age.map_or_else(String::new, |age| format!(", {age} ago"));
     format!(" ({:.1} MB{age})", known.bytes as f64 / 1e6)
-}
-
-/// The workers that are named: all of a small run; of a large one those that are slow, those that are not training, and
-/// those that have been silent for longest, in the order of their ranks.
-pub(super) fn standing_out(workers: &[WorkerView]) -> Vec<&WorkerView> {
-    let mut named: Vec<_> = workers.iter().collect();
-    if named.len() > NAMED {
-        named.sort_by(|a, b| {
-            let key = |w: &WorkerView| (w.slow == Some(true), w.state != "training", w.silent_seconds);
-            key(b).partial_cmp(&key(a)).unwrap_or(std::cmp::Ordering::Equal)
-        });
-        named.truncate(NAMED);
-        named.sort_by_key(|w| w.rank);
-    }
-    named
 }
 
 /// `9990 training, 10 waiting, 2 slow`.

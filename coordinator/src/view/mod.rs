@@ -55,6 +55,8 @@ pub struct View {
     pub dataset: Option<Dataset>,
     /// Seats.
     pub world: u32,
+    /// Seats that are taken.
+    pub seated: u32,
     /// The fewest workers that train together.
     pub min_workers: Option<u32>,
     /// Ranks of the current generation.
@@ -89,7 +91,7 @@ pub struct View {
     pub checkpoints: Vec<CheckpointView>,
     /// What was decided and why, oldest first; the newest few hundred.
     pub decisions: Vec<DecisionView>,
-    /// By rank.
+    /// By rank. A stream of events has only those of a large run who stand out.
     pub workers: Vec<WorkerView>,
     /// Mean losses between the newest points of `metrics.jsonl`, oldest first.
     pub recent_losses: Vec<f64>,
@@ -216,6 +218,7 @@ impl View {
             batch_size: about.batch_size,
             dataset: tally.dataset().cloned(),
             world: status.world,
+            seated: status.seated,
             min_workers: Some(status.min_workers),
             training: Some(status.training),
             loss: status.loss,
@@ -285,6 +288,21 @@ impl From<relabel_proto::v1::Worker> for WorkerView {
             memory_bytes: None,
         }
     }
+}
+
+/// At most `most` of the workers: all of a small run; of a large one those that are slow, those that are not training, and
+/// those that have been silent for longest, in the order of their ranks.
+pub fn standing_out(workers: &[WorkerView], most: usize) -> Vec<&WorkerView> {
+    let mut named: Vec<_> = workers.iter().collect();
+    if named.len() > most {
+        named.sort_by(|a, b| {
+            let key = |w: &WorkerView| (w.slow == Some(true), w.state != "training", w.silent_seconds);
+            key(b).partial_cmp(&key(a)).unwrap_or(std::cmp::Ordering::Equal)
+        });
+        named.truncate(most);
+        named.sort_by_key(|w| w.rank);
+    }
+    named
 }
 
 /// Unix time now, seconds.

@@ -246,3 +246,23 @@ fn a_worker_looks_the_same_from_another_process() {
     let told = relabel_proto::status(status, String::new(), String::new()).workers;
     assert_eq!(told.into_iter().map(WorkerView::from).collect::<Vec<_>>(), here);
 }
+
+#[test]
+fn of_many_workers_those_stand_out_that_hold_the_others_up() {
+    let workers = |count: u32| -> Vec<WorkerView> {
+        (0..count)
+            .map(|rank| WorkerView { rank, state: "training".into(), ..WorkerView::default() })
+            .collect()
+    };
+    let ranks = |workers: &[WorkerView]| standing_out(workers, 32).iter().map(|w| w.rank).collect::<Vec<_>>();
+    assert_eq!(ranks(&workers(32)), (0..32).collect::<Vec<_>>());
+    let mut many = workers(1000);
+    many[700].slow = Some(true);
+    many[300].state = "waiting".into();
+    for silent in &mut many[500..530] {
+        silent.silent_seconds = 2.0;
+    }
+    let mut expected: Vec<_> = (500..530).chain([700, 300]).collect();
+    expected.sort_unstable();
+    assert_eq!(ranks(&many), expected);
+}
