@@ -6,13 +6,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{Findings, Verdict};
+use crate::data::index::EXTENSIONS;
 use crate::labels::map_in_order;
 
 /// Listing waits for the file system and hardly computes, so the number does not depend on the cores.
 const THREADS: usize = 16;
-
-/// Endings of images, in any case.
-const ENDINGS: [&str; 3] = ["jpeg", "jpg", "png"];
 
 /// How much larger one class may be than another before that is odd.
 const UNEVEN: usize = 10;
@@ -156,7 +154,7 @@ fn list(dir: &Path, folder: &std::ffi::OsStr) -> Class {
                 continue;
             }
             let ending = Path::new(&name).extension().map(|ending| ending.to_ascii_lowercase());
-            let image = ending.is_some_and(|ending| ENDINGS.iter().any(|known| ending == *known));
+            let image = ending.is_some_and(|ending| EXTENSIONS.iter().any(|known| ending == *known));
             let image = image && !entry.file_type()?.is_dir();
             match (name.into_string(), image) {
                 (Ok(name), true) => class.images.push(name),
