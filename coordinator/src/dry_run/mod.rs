@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::cli::{DryRun, RunArgs};
 use crate::config::{self, Origin, Resolved};
-use crate::progress::{Screen, duration};
+use crate::progress::{Screen, duration, four_digits};
 use crate::run_dir::{self, Start, Told};
 use estimate::{Estimate, estimate};
 use images::count;
@@ -123,8 +123,8 @@ fn words(estimate: &Estimate, resolved: &Resolved, args: &RunArgs, told: &Told, 
         _ => String::new(),
     };
     let place = if args.local { ", started on this machine" } else { "" };
-    let share = f64::from(config.optim.batch_size) / f64::from(args.workers);
-    fact("workers", format!("{}{least}{place}; {share:.4} images each a step", args.workers));
+    let share = four_digits(f64::from(config.optim.batch_size) / f64::from(args.workers));
+    fact("workers", format!("{}{least}{place}; {share} images each a step", args.workers));
     match (estimate.train_images, estimate.val_images, estimate.classes) {
         (Some(train), val, Some(classes)) => {
             let val = val.map_or_else(|| "no".to_owned(), |val| val.to_string());

@@ -39,12 +39,11 @@ pub(super) fn open(
     if let (Some(least), Some(middle), Some(largest)) =
         (sides.first(), sides.get(sides.len() / 2), sides.last())
     {
-        findings.good(
-            what,
-            format!(
-                "{opened} opened; the shorter side has {least} to {largest} pixels, {middle} in the middle"
-            ),
-        );
+        let sides = match least == largest {
+            true => format!("{least} pixels"),
+            false => format!("{least} to {largest} pixels, {middle} in the middle"),
+        };
+        findings.good(what, format!("{opened} opened; the shorter side has {sides}"));
     }
     let damaged = sizes.iter().enumerate().filter_map(|(place, size)| {
         let error = size.as_ref().err()?;

@@ -73,10 +73,9 @@ pub(super) fn split(findings: &mut Findings, what: &'static str, dir: &Path) -> 
     let listing = Listing { dir: dir.to_path_buf(), classes };
     let sizes: Vec<usize> = listing.classes.iter().map(|class| class.images.len()).collect();
     let (least, most) = (sizes.iter().min().copied().unwrap_or(0), sizes.iter().max().copied().unwrap_or(0));
-    findings.good(
-        what,
-        format!("{} images in {} classes, {least} to {most} a class", listing.len(), listing.classes.len()),
-    );
+    let each = if least == most { least.to_string() } else { format!("{least} to {most}") };
+    findings
+        .good(what, format!("{} images in {} classes, {each} a class", listing.len(), listing.classes.len()));
     let all = |of: fn(&Class) -> &Vec<String>| {
         let things =
             listing.classes.iter().flat_map(|class| of(class).iter().map(|name| shown(dir, class, name)));
