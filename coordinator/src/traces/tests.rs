@@ -156,8 +156,8 @@ fn the_address_of_a_collector_is_http_and_shows_no_password() {
     for (url, why) in [
         ("https://localhost:4317", "only http"),
         ("localhost:4317", "only http"),
-        ("http://", "invalid"),
-        ("no address", "invalid"),
+        ("http://", "such as http://localhost:4317"),
+        ("no address", "such as http://localhost:4317"),
         ("http://me:secret@localhost:4317", "without a name or a password"),
     ] {
         let error = taken(url).unwrap_err();
