@@ -101,13 +101,17 @@ def served(scratch, steps, images):
             with urllib.request.urlopen(f"{address}/data/plugin/{plugin}/{what}?{query}", timeout=60) as answer:
                 return json.load(answer)
 
+        def picture(query):
+            with urllib.request.urlopen(f"{address}/data/plugin/images/individualImage?{query}", timeout=60) as answer:
+                return Image.open(io.BytesIO(answer.read()))
+
         run = wait_for("the run", lambda: next(iter(get("scalars", "tags")), None))
         check("the run has its folder's name", run == "run/tensorboard", run)
         told = wait_for("all points", lambda: (points := get("scalars", "scalars", run=run, tag="train/loss"))
             and len(points) >= len(steps) and points)
         check("the server shows each step once", [point[1] for point in told] == [line["global_step"] for line in steps], len(told))
         shown = get("images", "images", run=run, tag=images[0], sample=0)
-        check("the server shows the pictures", len(shown) == 4 and all(one["width"] > 400 for one in shown), shown)
+        check("the server shows the pictures", len(shown) == 4 and all(picture(one["query"]).width > 400 for one in shown), shown)
         histograms = get("histograms", "histograms", run=run, tag="time/step_seconds")
         check("the server shows the histograms", len(histograms) == 4, histograms)
     finally:

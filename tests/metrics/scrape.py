@@ -65,6 +65,14 @@ class Prometheus:
             self.process = subprocess.Popen(["prometheus", f"--config.file={file}", f"--storage.tsdb.path={scratch / 'tsdb'}",
                 f"--web.listen-address={self.base[7:]}"], stdout=log, stderr=log)
 
+    def is_ready(self):
+        try:
+            with urllib.request.urlopen(f"{self.base}/-/ready", timeout=30) as answer:
+                return answer.status == 200
+        except OSError:
+            assert self.process.poll() is None, self.log.read_text()
+            return False
+
     def ask(self, path, **arguments):
         query = urllib.parse.urlencode(arguments)
         try:
@@ -138,6 +146,7 @@ def main():
             run.find("checkpoint resnet18")
             names = metrics_are_well_named(url)
             prometheus = Prometheus(scratch, url.split("/")[2])
+            wait_for("Prometheus", prometheus.is_ready, 60)
             wait_for("a first sample", lambda: prometheus.value("up") == 1 and prometheus.value("relabel_images_total"), 60)
             check("the target is up and is scraped", True)
             first = prometheus.value("relabel_images_total")

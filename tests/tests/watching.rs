@@ -148,7 +148,7 @@ fn a_dry_run_says_what_would_be_and_touches_nothing() {
     let mut command = scratch.coordinator("run");
     let text = output(command.args(["--workers", "2", "--dry-run"]));
     for line in [
-        "  batch_size: 16                          # flag --optim.batch_size",
+        "  batch_size: 16                        # flag --optim.batch_size",
         "# data       50 training and 8 validation images in 4 classes",
         "# steps      12 to do: 3 epochs of 4 steps of 16 images, the last of 2 images",
         "# time       unknown: no run beside it trained this network at this size",

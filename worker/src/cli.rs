@@ -128,7 +128,8 @@ pub fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {
 pub fn man(dir: &Path) -> anyhow::Result<()> {
     let write = || {
         std::fs::create_dir_all(dir)?;
-        clap_mangen::generate_to(Cli::command(), dir)
+        // Named as the program is, not as its package.
+        clap_mangen::generate_to(Cli::command().name("worker"), dir)
     };
     write().with_context(|| format!("cannot write manual pages into {}", dir.display()))
 }
