@@ -76,6 +76,8 @@ class Browser:
     def click(self, selector):
         """Clicks as a person does: what lies above it would get the click."""
         found = self.call("POST", self.session + "/element", {"using": "css selector", "value": selector})
+        # At once: the page scrolls smoothly, and the driver would click at where the element was.
+        self.run("arguments[0].scrollIntoView({ behavior: 'instant', block: 'center' })", found)
         self.call("POST", f"{self.session}/element/{found[ELEMENT]}/click")
 
     def press(self, *keys):
