@@ -10,6 +10,8 @@ use relabel_proto::security::AdminAccess;
 
 use crate::config::{ConfigFile, help};
 use crate::security::SecurityArgs;
+use crate::submit::k8s::K8sArgs;
+use crate::submit::slurm::SlurmArgs;
 
 /// Own a training run: hand out epochs, shards and duties to workers.
 ///
@@ -45,6 +47,15 @@ pub enum Command {
     /// their processors and threads, as there). They are `worker eval --coordinator URL`; all must see the weights and
     /// the sets under the same names.
     Eval(Box<EvalArgs>),
+    /// Hand a run in as a job of a cluster
+    #[command(subcommand)]
+    Submit(SubmitCommand),
+}
+
+#[derive(Subcommand)]
+pub enum SubmitCommand {
+    Slurm(Box<SlurmArgs>),
+    K8s(Box<K8sArgs>),
 }
 
 /// A run

@@ -8,6 +8,7 @@
 //! - [`security`] is the port: who may come to it, and how much of them.
 //! - `admin` is the other side: `coordinator status`, `stop` and `checkpoint`.
 //! - `leases` has workers make label maps or evaluate weights in place of a run.
+//! - `submit` makes a job of a run and hands it to a cluster.
 
 mod admin;
 mod cli;
@@ -24,6 +25,7 @@ mod run;
 mod run_dir;
 pub mod security;
 pub mod service;
+mod submit;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -50,6 +52,7 @@ pub fn main() -> ExitCode {
     };
     let ended = match cli.command {
         None => runtime.block_on(run::run(cli.run, &overrides, screen)),
+        Some(Command::Submit(command)) => submit::run(command, &overrides),
         Some(_) if !overrides.is_empty() => {
             return fail(
                 USAGE,
@@ -65,7 +68,8 @@ pub fn main() -> ExitCode {
     ended.unwrap_or_else(|error| {
         let usage = error.is::<run_dir::RunDirError>()
             || error.is::<config::ConfigError>()
-            || error.is::<relabel_proto::security::SecurityError>();
+            || error.is::<relabel_proto::security::SecurityError>()
+            || error.downcast_ref::<submit::SubmitError>().is_some_and(submit::SubmitError::is_usage);
         fail(if usage { USAGE } else { 1 }, &error)
     })
 }
