@@ -1,7 +1,7 @@
 # The coordinator: one program on a small Debian. From the root of the checkout:
 #   docker build --file deploy/containers/coordinator.Dockerfile --tag relabel-coordinator:0.1.0 .
-ARG DEBIAN=docker.io/library/debian:bookworm-slim
-ARG RUST=docker.io/library/rust:1.95-bookworm
+ARG DEBIAN=debian:bookworm-slim
+ARG RUST=rust:1.95-bookworm
 
 FROM ${RUST} AS build
 WORKDIR /src

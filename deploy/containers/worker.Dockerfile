@@ -1,8 +1,8 @@
 # A worker with its libtorch. From the root of the checkout:
 #   docker build --file deploy/containers/worker.Dockerfile --target cpu  --tag relabel-worker:0.1.0 .
 #   docker build --file deploy/containers/worker.Dockerfile --target cuda --tag relabel-worker:0.1.0-cuda .
-ARG DEBIAN=docker.io/library/debian:bookworm-slim
-ARG RUST=docker.io/library/rust:1.95-bookworm
+ARG DEBIAN=debian:bookworm-slim
+ARG RUST=rust:1.95-bookworm
 
 # libtorch as deploy/local/setup.sh fetches it: the CPU's libraries, and as much of CUDA's as those are linked against.
 FROM ${RUST} AS build

@@ -36,8 +36,12 @@ fn every_object_is_of_its_type_to_the_last_field() {
 
 #[test]
 fn a_wrong_field_is_seen() {
-    let workers =
-        || submitted(&[]).into_iter().find(|document| document["metadata"]["name"] == "run-worker").unwrap();
+    let workers = || {
+        submitted::<&str>(&[])
+            .into_iter()
+            .find(|document| document["metadata"]["name"] == "run-worker")
+            .unwrap()
+    };
     let mut misspelt = workers();
     misspelt["spec"]["template"]["spec"]["terminationGracePeriod"] = 30.into();
     assert_ne!(round_trip(&misspelt).unwrap(), misspelt);
