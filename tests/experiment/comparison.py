@@ -183,10 +183,11 @@ class Experiment:
         )
         return step
 
-    def students(self, runs, several, test):
+    def students(self, runs, several, test, longer=1):
         """Trains students, in this order, on the same pictures: `runs` are tuples of name, title, options, seed and
-        the step with their label maps, None for those without. Returns their steps."""
-        part = self.sizes["student"]
+        the step with their label maps, None for those without. They train `longer` times the comparison's epochs.
+        Returns their steps."""
+        part = self.sizes["student"] | {"epochs": longer * self.sizes["student"]["epochs"]}
         steps, work = [], []
         for name, title, method, seed, label_maps in runs:
             settings = {"part": part, "method": method, "seed": seed}
@@ -197,7 +198,7 @@ class Experiment:
                 options["data.relabel.path"] = label_maps.dir / "labels"
             steps.append(Step(self.dir / "students" / f"{name}-{seed}", settings))
             work.append((steps[-1], name, title, seed, options))
-        share = 1 / len(work)
+        share = longer / self.STUDENTS
         active = {}
 
         def one(item):

@@ -107,11 +107,24 @@ def why_table(named, seeds, results):
             found = results["label_maps"][name]
             right = 100 * found["object_cells_right"]
             row = [title, f"{found['side']}x{found['side']}", f"{right:.0f}%", f"{found['whole_largest']:.2f}"]
-        scores = [student for student in results["students"] if student["method"] == name]
-        row += [f"{statistics.fmean(s[key] for s in scores):.1f}" for key, _, _ in SCORES]
+        row += means(name, results["students"])
         lines.append("| " + " | ".join(row) + " |")
     lines += ["", f"Seeds: {', '.join(str(seed) for seed in seeds)}; {results['cpu_seconds']:.0f} CPU seconds."]
     return "\n".join(lines) + "\n"
+
+
+def scores_table(named, students):
+    """Markdown: for each method its scores, means over its seeds."""
+    headings = ["method", *(heading for _, heading, _ in SCORES)]
+    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    lines += ["| " + " | ".join([title, *means(name, students)]) + " |" for name, title in named]
+    return "\n".join(lines) + "\n"
+
+
+def means(name, students):
+    """The scores of the students of this name, as text."""
+    scores = [student for student in students if student["method"] == name]
+    return [f"{statistics.fmean(s[key] for s in scores):.1f}" for key, _, _ in SCORES]
 
 
 def plot(results):

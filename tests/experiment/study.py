@@ -1,19 +1,20 @@
-"""`--why`: what students miss in the annotator's label maps, by maps that are changed on purpose.
+"""`--why`: what stands behind the comparison's order, by two changes.
 
-All students are the localized one of the comparison, with other maps. The generator's truth goes into the maps of
-this study, and into nothing else.
+First of the label maps: the localized student, and the global one, with maps that are changed on purpose. The
+generator's truth goes into the maps of this study, and into nothing else. Then of the time: all methods of the
+comparison, as they are, trained for LONGER times the epochs.
 """
 
 import altered
 import maps
 import report
 from comparison import Experiment
-from design import CLASSES, METHODS, WHY_SEEDS
+from design import CLASSES, LONGER, METHODS, WHY_SEEDS
 from steps import Step, write_json
 
 
 class Study(Experiment):
-    STUDENTS = (1 + len(altered.STUDIES)) * len(WHY_SEEDS)
+    STUDENTS = (2 + len(altered.STUDIES) + LONGER * len(METHODS)) * len(WHY_SEEDS)
 
     def run(self):
         data, _, made = self.prepare()
@@ -39,14 +40,19 @@ class Study(Experiment):
             label_maps[name] = step
         options = {name: options for name, _, options in METHODS}
         titles = {name: title for name, title, _ in METHODS}
-        runs = []
+        runs, longer = [], []
         for seed in WHY_SEEDS:
             runs.append(("baseline", titles["baseline"], options["baseline"], seed, None))
             for name, title, change, _ in altered.STUDIES:
                 # That of the comparison itself, done there or here.
                 student = "localized" if change is altered.made else name
                 runs.append((student, title, options["localized"], seed, label_maps[name]))
+            runs.append(("true-global", "… taught globally", options["global"], seed, label_maps["true"]))
+            for name, title, method in METHODS:
+                of_it = made if method.get("data.relabel.use") else None
+                longer.append((f"{name}-longer", title, method, seed, of_it))
         students = self.students(runs, data["several"], data["test"])
+        students += self.students(longer, data["several"], data["test"], LONGER)
         maps_of = {("localized" if step is made else name): step.outcome for name, step in label_maps.items()}
         results = {
             "factors": factors.outcome,
@@ -55,8 +61,14 @@ class Study(Experiment):
             "cpu_seconds": sum(step.cpu for step in students),
         }
         write_json(self.dir / "why.json", results)
-        named = list(dict.fromkeys((name, title) for name, title, *_ in runs))
-        table = report.why_table(named, WHY_SEEDS, results)
+        table = report.why_table(named(runs), WHY_SEEDS, results)
+        epochs = LONGER * self.sizes["student"]["epochs"]
+        table += f"\nAll methods with {epochs} epochs:\n\n" + report.scores_table(named(longer), results["students"])
         (self.dir / "why.md").write_text(table)
         print("\n" + table)
         print(f"table and all numbers: {self.dir / 'why'}.md, .json")
+
+
+def named(runs):
+    """Their names and titles, once each."""
+    return list(dict.fromkeys((name, title) for name, title, *_ in runs))
