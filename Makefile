@@ -10,10 +10,10 @@ PARITY_QUICK ?=
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint parity recovery fuzz demo experiment clean
+.PHONY: help setup build test lint parity recovery fuzz watch-test man demo experiment clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Fetch libtorch and check the build tools
 	@deploy/local/setup.sh
@@ -37,6 +37,13 @@ recovery: build ## Measure what the loss of a worker costs, beside torchrun, wit
 
 fuzz: setup ## Fuzz what reads files, peers and options, FUZZ_SECONDS (60) each; the first build takes minutes
 	tests/fuzz/run.sh $(FUZZ_SECONDS)
+
+watch-test: setup ## Test dashboard, /metrics and event files with Chromium, Prometheus and TensorBoard
+	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" tests/watch.sh
+
+man: build ## Write the manual pages of both programs to target/man
+	target/release/coordinator man target/man
+	target/release/worker man target/man
 
 demo: build ## Make a small data set and train on it with two local workers
 	target/release/worker synth demo/data

@@ -10,6 +10,7 @@ use relabel_proto::security::AdminAccess;
 
 use crate::config::{ConfigFile, help};
 use crate::security::SecurityArgs;
+use crate::{http, traces};
 
 /// Own a training run: hand out epochs, shards and duties to workers.
 ///
@@ -30,6 +31,8 @@ pub struct Cli {
 pub enum Command {
     /// Show how a run is doing
     Status(StatusArgs),
+    /// List the runs in a folder and how they stand
+    Runs(RunsArgs),
     /// End a run after a checkpoint
     Stop(StopArgs),
     /// Have a checkpoint written at the next step; training goes on
@@ -45,6 +48,11 @@ pub enum Command {
     /// their processors and threads, as there). They are `worker eval --coordinator URL`; all must see the weights and
     /// the sets under the same names.
     Eval(Box<EvalArgs>),
+    /// Print completions for a shell: source <(coordinator completions bash)
+    Completions { shell: clap_complete::Shell },
+    /// Write manual pages into a folder
+    #[command(hide = true)]
+    Man { dir: PathBuf },
 }
 
 /// A run
@@ -76,6 +84,25 @@ pub struct RunArgs {
     pub listen: Option<SocketAddr>,
     #[command(flatten)]
     pub security: SecurityArgs,
+    /// Address of the dashboard and of /metrics, or none [default: 127.0.0.1:4748, or a free port where that is taken]
+    #[arg(long, value_name = "ADDR")]
+    pub http: Option<http::Address>,
+    /// Send a trace of each epoch to the OpenTelemetry collector at this address (OTLP over gRPC), as
+    /// http://localhost:4317
+    #[arg(long, value_name = "URL")]
+    pub otlp: Option<traces::Collector>,
+    /// Print the options as they resolve, where each came from, and what the run would take; start nothing
+    #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    pub dry_run: Option<DryRun>,
+}
+
+/// The form of a dry run's words.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DryRun {
+    /// YAML that --config reads, with remarks
+    Text,
+    /// One JSON object
+    Json,
 }
 
 impl RunArgs {
@@ -86,6 +113,10 @@ impl RunArgs {
 
     pub fn listen(&self) -> SocketAddr {
         self.listen.unwrap_or_else(|| default_address(self.local))
+    }
+
+    pub fn http(&self) -> http::Address {
+        self.http.unwrap_or(http::Address::Default)
     }
 }
 
@@ -159,7 +190,27 @@ pub struct Target {
 pub struct StatusArgs {
     #[command(flatten)]
     pub target: Target,
-    /// One JSON object instead of a table
+    /// One JSON object instead of a table; with --watch one a line
+    #[arg(long)]
+    pub json: bool,
+    /// Show it again and again, every so many seconds (1 if no number is given), until the run is over
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", value_parser = pause)]
+    pub watch: Option<f64>,
+}
+
+/// Seconds between two looks.
+fn pause(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "it takes a number of seconds".to_owned())?;
+    let fits = (0.1..=86_400.0).contains(&seconds);
+    fits.then_some(seconds).ok_or_else(|| "it takes 0.1 to 86400 seconds".to_owned())
+}
+
+#[derive(Args)]
+pub struct RunsArgs {
+    /// Folder whose folders are the runs
+    #[arg(value_name = "DIR", default_value = crate::run_dir::RUNS)]
+    pub dir: PathBuf,
+    /// A JSON list instead of a table
     #[arg(long)]
     pub json: bool,
 }

@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use relabel_core::{Command, Event, Fact, Hello, Outcome, Rank, Rejection, Run, Status, ToWorker, WorkerId};
-use relabel_proto::{Welcome, v1};
+use relabel_proto::{MOST_WORKERS, Welcome, v1};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::inbox::{Inbox, Next};
 use crate::journal::Journal;
 use crate::report::Report;
+use crate::view::{Board, View};
 
 /// Events that may wait for the driver; senders wait when it is full.
 const QUEUE: usize = 4096;
@@ -36,7 +37,10 @@ pub enum Input {
 
 /// The way in.
 #[derive(Clone)]
-pub struct Queue(mpsc::Sender<Input>);
+pub struct Queue {
+    inputs: mpsc::Sender<Input>,
+    board: Board,
+}
 
 /// The driver has ended.
 #[derive(Debug)]
@@ -45,12 +49,42 @@ pub struct Closed;
 impl Queue {
     /// Puts `input` into the queue if there is room at once.
     pub fn try_put(&self, input: Input) -> Result<(), Closed> {
-        self.0.try_send(input).map_err(|_| Closed)
+        self.inputs.try_send(input).map_err(|_| Closed)
     }
 
     /// Waits for a place in the queue.
     pub async fn put(&self, input: Input) -> Result<(), Closed> {
-        self.0.send(input).await.map_err(|_| Closed)
+        self.inputs.send(input).await.map_err(|_| Closed)
+    }
+
+    /// What the core says of the run now, and of at most `most` workers from rank `first` on.
+    pub async fn status(&self, first: Rank, most: usize) -> Result<Status, Closed> {
+        let (reply, status) = oneshot::channel();
+        self.put(Input::Status { first, most, reply }).await?;
+        status.await.map_err(|_| Closed)
+    }
+
+    /// The run as it is now. Its workers are asked for page by page, as other callers do, so that nobody has to wait
+    /// for all of a large run's.
+    pub async fn view(&self) -> Result<View, Closed> {
+        let page = MOST_WORKERS as usize;
+        let mut status = self.status(Rank(0), page).await?;
+        while let Some(last) = status.workers.last().map(|worker| worker.rank)
+            && status.workers.len() < status.seated as usize
+        {
+            let next = self.status(Rank(last.0.saturating_add(1)), page).await?.workers;
+            // Some have left between two pages.
+            if next.is_empty() {
+                break;
+            }
+            status.workers.extend(next);
+        }
+        Ok(self.board.view(&status))
+    }
+
+    /// What was observed of the run so far, and what is being.
+    pub fn board(&self) -> &Board {
+        &self.board
     }
 }
 
@@ -78,6 +112,8 @@ pub struct Driver {
 impl Driver {
     pub fn new(run: Run, terms: Terms, journal: Journal<Fact>, report: Report) -> (Self, Queue) {
         let (sender, inputs) = mpsc::channel(QUEUE);
+        let board = report.board().clone();
+        board.name(&terms.run_id, &terms.run_dir);
         let driver = Self {
             run,
             inbox: Inbox::new(inputs, TICK),
@@ -88,7 +124,7 @@ impl Driver {
             workers: BTreeMap::new(),
             joining: BTreeMap::new(),
         };
-        (driver, Queue(sender))
+        (driver, Queue { inputs: sender, board })
     }
 
     /// Runs until the core ends the run. The workers' streams end when the driver is dropped.

@@ -3,33 +3,47 @@
 //!
 //! - [`config`] reads the options, `run_dir` opens the run's folder and its [`journal`].
 //! - [`driver`] is the one task that owns the core; [`service`] is its gRPC side.
-//! - [`report`] shows what the core observes, through [`progress`] and [`metrics`].
+//! - [`view`] is the run as people and tools see it; [`report`] shows it, through [`progress`] and [`metrics`].
+//! - [`http`] serves it read-only: the dashboard, Prometheus's metrics, JSON and events.
 //! - `launch` starts and watches workers on this machine.
 //! - [`security`] is the port: who may come to it, and how much of them.
-//! - `admin` is the other side: `coordinator status`, `stop` and `checkpoint`.
+//! - `admin` and `status` are the other side: `coordinator stop`, `checkpoint` and `status`. [`runs`] reads the folders
+//!   of runs, for `coordinator runs` and others.
 //! - `leases` has workers make label maps or evaluate weights in place of a run.
 
 mod admin;
 mod cli;
 pub mod config;
+mod dashboard;
 pub mod driver;
+mod dry_run;
+pub mod http;
 mod inbox;
 pub mod journal;
 mod launch;
 mod leases;
 pub mod metrics;
+mod pages;
 pub mod progress;
 pub mod report;
 mod run;
 mod run_dir;
+pub mod runs;
 pub mod security;
 pub mod service;
+mod status;
+mod table;
+mod traces;
+pub mod view;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use cli::{Cli, Command, LogForm};
 use progress::Screen;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Wrong usage: a flag or an option that cannot be.
 const USAGE: u8 = 2;
@@ -56,9 +70,12 @@ pub fn main() -> ExitCode {
                 &anyhow::anyhow!("--{} belongs to a run, not to this subcommand", overrides[0].0),
             );
         }
-        Some(Command::Status(args)) => runtime.block_on(admin::status(args)),
+        Some(Command::Status(args)) => runtime.block_on(status::run(args)),
+        Some(Command::Runs(args)) => runs::run(&args),
         Some(Command::Stop(args)) => runtime.block_on(admin::stop(args)),
         Some(Command::Checkpoint(args)) => runtime.block_on(admin::checkpoint(args)),
+        Some(Command::Completions { shell }) => pages::completions(shell),
+        Some(Command::Man { dir }) => pages::man(&dir),
         Some(Command::Label(args)) => runtime.block_on(leases::label::run(*args, screen)),
         Some(Command::Eval(args)) => runtime.block_on(leases::eval::run(*args, screen)),
     };
@@ -79,9 +96,10 @@ fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
 fn start_log(form: LogForm, screen: &Screen) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(screen.clone());
-    match form {
-        LogForm::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init(),
-        LogForm::Json => builder.json().flatten_event(true).init(),
-    }
+    let lines = tracing_subscriber::fmt::layer().with_writer(screen.clone());
+    let lines = match form {
+        LogForm::Text => lines.with_target(false).with_ansi(std::io::stderr().is_terminal()).boxed(),
+        LogForm::Json => lines.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry().with(lines).with(screen.tail().clone()).with(filter).init();
 }

@@ -1,53 +1,51 @@
 //! Shows what the core observes: log lines, progress, metrics, the picture of the curves, the summary.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use relabel_config::Config;
-use relabel_core::{EpochSummary, Observation, Outcome, Position, StepReport};
+use relabel_core::{Observation, Outcome};
 
-use crate::metrics::{EpochPoint, MetricsError, Recorder, StepPoint, TestPoint};
-use crate::progress::{EpochDone, Progress, Screen, TrainStep};
+use crate::metrics::tensorboard::EventWriter;
+use crate::metrics::{EpochPoint, MetricsError, Recorder, TestPoint};
+use crate::progress::{EpochDone, Progress, Screen};
+use crate::view::{Board, News};
 
 /// What people and their tools see of a run.
 pub struct Report {
     run_dir: PathBuf,
     config: Config,
     screen: Screen,
+    board: Board,
     progress: Progress,
     /// None before the first step, and after metrics could not be written: training goes on without.
     recorder: Option<Recorder>,
-    steps_per_epoch: u64,
-    window: Window,
+    /// Likewise, and none where it is not wanted.
+    tensorboard: Option<EventWriter>,
     best: Option<(u32, f64)>,
     began: Instant,
-}
-
-/// Sums since the last point of the metrics.
-#[derive(Default)]
-struct Window {
-    steps: u64,
-    samples: u64,
-    loss_sum: f64,
-    duration: Duration,
-    data_wait: Duration,
-    skipped: u64,
 }
 
 impl Report {
     pub fn new(run_dir: PathBuf, config: Config, screen: Screen) -> Self {
         let progress = Progress::new(screen.clone(), config.optim.epochs, config.util.print_freq);
+        let board = Board::new(run_dir.clone(), config.clone(), screen.tail().clone());
         Self {
             run_dir,
             config,
             screen,
+            board,
             progress,
             recorder: None,
-            steps_per_epoch: 0,
-            window: Window::default(),
+            tensorboard: None,
             best: None,
             began: Instant::now(),
         }
+    }
+
+    /// Where readers find what was observed.
+    pub fn board(&self) -> &Board {
+        &self.board
     }
 
     /// Shows one observation.
@@ -59,7 +57,6 @@ impl Report {
                 tracing::info!("{} validation images in {} classes", dataset.val_samples, dataset.classes);
             }
             Observation::Planned { steps_per_epoch, dataset } => {
-                self.steps_per_epoch = *steps_per_epoch;
                 tracing::info!(
                     "{} training and {} validation images in {} classes; {steps_per_epoch} steps of {} images an epoch",
                     dataset.train_samples,
@@ -68,84 +65,61 @@ impl Report {
                     self.config.optim.batch_size
                 );
             }
-            Observation::Started { position } => self.started(*position),
-            Observation::Step(step) => self.step(step),
             Observation::Validating { epoch, done, samples } => {
                 self.progress.validating(*epoch, *done, *samples)
-            }
-            Observation::Epoch(summary) => self.epoch(summary),
-            Observation::Tested { samples, val_loss, top1, top5 } => {
-                self.tested(TestPoint {
-                    images: *samples,
-                    val_loss: *val_loss,
-                    top1: 100.0 * top1,
-                    top5: 100.0 * top5,
-                });
             }
             Observation::Checkpoint(written) => {
                 tracing::info!("checkpoint {} ({:.1} MB)", written.file, written.bytes as f64 / 1e6);
             }
+            Observation::Started { .. }
+            | Observation::Step(_)
+            | Observation::Epoch(_)
+            | Observation::Tested { .. } => {}
+        }
+        if let Some(news) = self.board.observe(observation) {
+            self.tell(&news);
         }
     }
 
-    /// What was recorded at or after `position` will be done again.
-    fn started(&mut self, position: Position) {
-        self.window = Window::default();
-        let opened = Recorder::open(&self.run_dir, Some((position.epoch, position.step)));
+    /// Records and shows news.
+    fn tell(&mut self, news: &News) {
+        match news {
+            News::Started { at, global_step } => self.open(Some((at.epoch, at.step)), *global_step),
+            News::Test(_) => self.open(None, 0),
+            _ => {}
+        }
+        if let Some(record) = news.record() {
+            self.record(|recorder| recorder.record(record));
+        }
+        if let Some(writer) = &mut self.tensorboard
+            && let Err(error) = writer.record(news)
+        {
+            tracing::error!("nothing more is written for TensorBoard: {error}");
+            self.tensorboard = None;
+        }
+        match news {
+            News::Step { done, .. } => self.progress.train_step(done),
+            News::Epoch { point, best_epoch, .. } => self.epoch(point, *best_epoch),
+            News::Test(point) => self.tested(point),
+            News::Started { .. } | News::Decided(_) | News::Saved(_) | News::Ended(_) => {}
+        }
+    }
+
+    /// Opens the metrics; what was recorded at or after `keep_before`, which is step `global_step` of the run, will be
+    /// done again.
+    fn open(&mut self, keep_before: Option<(u32, u64)>, global_step: u64) {
+        let opened = Recorder::open(&self.run_dir, keep_before);
         self.recorder = self.kept(opened);
-    }
-
-    fn step(&mut self, step: &StepReport) {
-        let window = &mut self.window;
-        window.steps += 1;
-        window.samples += step.samples;
-        window.loss_sum += step.loss * step.samples as f64;
-        window.duration += step.duration;
-        window.data_wait += step.data_wait;
-        window.skipped += step.skipped;
-        let rate = window.samples as f64 / window.duration.as_secs_f64().max(1e-9);
-        let done = step.position.step + 1;
-        self.progress.train_step(&TrainStep {
-            epoch: step.position.epoch,
-            done,
-            steps: self.steps_per_epoch,
-            loss: step.loss,
-            lr: step.learning_rate,
-            images_per_second: rate,
-            batch_size: self.config.optim.batch_size,
-        });
-        if !done.is_multiple_of(self.config.util.print_freq) && done != self.steps_per_epoch {
-            return;
+        if self.config.util.tensorboard {
+            let options = serde_yaml_ng::to_string(&self.config).unwrap_or_default();
+            let opened = EventWriter::create(&self.run_dir, global_step, &options);
+            self.tensorboard =
+                opened.map_err(|error| tracing::error!("nothing is written for TensorBoard: {error}")).ok();
         }
-        let window = std::mem::take(&mut self.window);
-        let point = StepPoint {
-            epoch: step.position.epoch,
-            step: step.position.step,
-            global_step: u64::from(step.position.epoch) * self.steps_per_epoch + step.position.step,
-            loss: window.loss_sum / window.samples.max(1) as f64,
-            lr: step.learning_rate,
-            images_per_second: rate,
-            data_wait: window.data_wait.as_secs_f64() / window.steps as f64,
-            skipped: window.skipped,
-            time: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
-        };
-        self.record(|recorder| recorder.step(point));
     }
 
-    fn epoch(&mut self, summary: &EpochSummary) {
-        let EpochSummary {
-            epoch,
-            train_loss,
-            skipped,
-            val_loss,
-            top1,
-            top5,
-            best_top1,
-            best_epoch,
-            duration,
-        } = *summary;
-        let (top1, top5, best_top1) = (100.0 * top1, 100.0 * top5, 100.0 * best_top1);
-        let seconds = duration.as_secs_f64();
+    fn epoch(&mut self, point: &EpochPoint, best_epoch: u32) {
+        let EpochPoint { epoch, train_loss, skipped, val_loss, top1, top5, best_top1, seconds } = *point;
         self.best = Some((best_epoch, best_top1));
         let best = (best_top1, best_epoch);
         self.progress.epoch_done(&EpochDone { epoch, train_loss, val_loss, top1, top5, best, seconds });
@@ -157,20 +131,15 @@ impl Report {
                 logs.display()
             );
         }
-        let point = EpochPoint { epoch, train_loss, skipped, val_loss, top1, top5, best_top1, seconds };
-        self.record(|recorder| recorder.epoch(point));
     }
 
-    fn tested(&mut self, point: TestPoint) {
+    fn tested(&mut self, point: &TestPoint) {
         self.progress.finish();
         let TestPoint { images, val_loss, top1, top5 } = point;
         let weights = &self.config.util.test_weight_file;
         self.screen.line(&format!(
             "{weights}: val loss {val_loss:.3}  top-1 {top1:.2}%  top-5 {top5:.2}%  ({images} images)"
         ));
-        let opened = Recorder::open(&self.run_dir, None);
-        self.recorder = self.kept(opened);
-        self.record(|recorder| recorder.test(point));
     }
 
     fn record(&mut self, write: impl FnOnce(&mut Recorder) -> Result<(), MetricsError>) {
@@ -230,5 +199,6 @@ impl Report {
             }
             Outcome::Failed { reason } => line(format!("error: {reason}")),
         }
+        self.board.end(outcome);
     }
 }

@@ -10,7 +10,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tonic::service::Routes;
 
 use crate::cli::RunArgs;
-use crate::config;
 use crate::driver::{Driver, Input, Queue, Terms};
 use crate::launch::{self, Local, Task};
 use crate::progress::Screen;
@@ -18,12 +17,17 @@ use crate::report::Report;
 use crate::run_dir::{RunDir, Start};
 use crate::security::{Entrance, Role};
 use crate::service;
+use crate::traces::Traces;
+use crate::{config, dry_run, http};
 
 /// How long workers may take to leave after the run is over.
 const FAREWELL: Duration = Duration::from_secs(10);
 
 /// Runs until the run is over. What can be wrong with a command line is found before anything is written.
 pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) -> Result<ExitCode> {
+    if let Some(form) = args.dry_run {
+        return dry_run::run(&args, form, overrides, &screen);
+    }
     let worker = args.local.then(launch::worker_program).transpose()?;
     let file = args.config.config.as_deref();
     let fresh = match args.resume {
@@ -32,6 +36,7 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
     };
     let entrance = Entrance::open(&args.security, args.listen(), args.local).await?;
     entrance.expect(args.workers);
+    let http = http::bind(args.http()).await?;
     let start = fresh.as_ref().map_or(Start::Resumed, |fresh| Start::New { arch: &fresh.config.model.arch });
     let mut folder = RunDir::open(args.run_dir.as_deref(), start)?;
     let mut resolved = match (fresh, &folder.began) {
@@ -96,6 +101,11 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
     }));
 
     tracing::info!("run {run_id} in {}, listening on {address}", folder.path.display());
+    let http = http.map(|bound| bound.serve(queue.clone(), run_dir.clone()));
+    let traces = match &args.otlp {
+        Some(collector) => Some(Traces::start(collector, &run_id, queue.board()).await?),
+        None => None,
+    };
     let mut local = match worker.zip(home) {
         Some((program, home)) => Some(
             Local::start(program, Task::Train, args.workers, args.least(), args.threads, &home, &run_dir)
@@ -107,6 +117,12 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
         }
     };
     let (outcome, signal) = drive(driver, &queue, local.as_mut()).await?;
+    if let Some(http) = http {
+        http.stop().await;
+    }
+    if let Some(traces) = traces {
+        traces.stop().await;
+    }
 
     // The last orders are on their way: the workers leave, then the server has nothing left to serve.
     if let Some(local) = &mut local {

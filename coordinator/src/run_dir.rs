@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use relabel_config::Config;
 use relabel_core::{Fact, History};
 
-use crate::journal::{Journal, JournalError};
+use crate::journal::{self, Journal, JournalError};
 
 /// Where runs go unless told otherwise.
-const RUNS: &str = "runs";
+pub(crate) const RUNS: &str = "runs";
 
 /// Options that a resumed run has to keep: with others its position and the order of its samples would
 /// mean something else, or its state would not fit.
@@ -71,39 +71,68 @@ impl RunDir {
     /// # Errors
     /// A folder to resume that holds no run; one that another coordinator holds; a journal that is damaged.
     pub fn open(named: Option<&Path>, start: Start<'_>) -> Result<Self, RunDirError> {
-        let path = match (named, start) {
-            (Some(path), _) => path.to_path_buf(),
-            (None, Start::Resumed) => {
-                numbered()?.pop().map(|(_, path)| path).ok_or_else(|| RunDirError::Nothing(RUNS.into()))?
-            }
-            (None, Start::New { arch }) => {
-                let next = numbered()?.pop().map_or(1, |(number, _)| number + 1);
-                Path::new(RUNS).join(format!("{next:04}-{}", relabel_config::file_stem(arch)))
-            }
-        };
-        if matches!(start, Start::Resumed) && !path.is_dir() {
-            return Err(RunDirError::Nothing(path));
-        }
+        let path = place(named, start)?;
         let (journal, facts) = Journal::open(&path)?;
-        let began = facts.iter().find_map(|fact| match fact {
-            Fact::Started { run_id, config, .. } => Some((run_id.clone(), config)),
-            _ => None,
-        });
-        let began = match (began, start) {
-            (None, Start::Resumed) => return Err(RunDirError::Nothing(path)),
-            (None, Start::New { .. }) => None,
-            (Some((run_id, json)), _) => {
-                let read = serde_json::from_str(json);
-                let config = read.map_err(|source| RunDirError::OldConfig { path: path.clone(), source })?;
-                Some(Began { run_id, config })
-            }
-        };
-        let history = History::replay(&facts);
-        if history.saved && history.checkpoints.is_empty() {
-            return Err(RunDirError::NothingWhole(path));
-        }
+        let Told { began, history, .. } = told(path.clone(), &facts, start)?;
         Ok(Self { path, journal, history, began })
     }
+}
+
+/// What the journal of a run directory tells.
+pub struct Told {
+    pub path: PathBuf,
+    pub history: History,
+    /// What the run began with, if there is one already.
+    pub began: Option<Began>,
+}
+
+/// As [`RunDir::open`], but nothing is made, written or held.
+pub fn look(named: Option<&Path>, start: Start<'_>) -> Result<Told, RunDirError> {
+    let path = place(named, start)?;
+    let facts = match journal::peek(&path) {
+        Err(JournalError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        facts => facts?,
+    };
+    told(path, &facts, start)
+}
+
+/// The folder that is meant.
+fn place(named: Option<&Path>, start: Start<'_>) -> Result<PathBuf, RunDirError> {
+    let path = match (named, start) {
+        (Some(path), _) => path.to_path_buf(),
+        (None, Start::Resumed) => {
+            numbered()?.pop().map(|(_, path)| path).ok_or_else(|| RunDirError::Nothing(RUNS.into()))?
+        }
+        (None, Start::New { arch }) => {
+            let next = numbered()?.pop().map_or(1, |(number, _)| number + 1);
+            Path::new(RUNS).join(format!("{next:04}-{}", relabel_config::file_stem(arch)))
+        }
+    };
+    match matches!(start, Start::Resumed) && !path.is_dir() {
+        true => Err(RunDirError::Nothing(path)),
+        false => Ok(path),
+    }
+}
+
+fn told(path: PathBuf, facts: &[Fact], start: Start<'_>) -> Result<Told, RunDirError> {
+    let began = facts.iter().find_map(|fact| match fact {
+        Fact::Started { run_id, config, .. } => Some((run_id.clone(), config)),
+        _ => None,
+    });
+    let began = match (began, start) {
+        (None, Start::Resumed) => return Err(RunDirError::Nothing(path)),
+        (None, Start::New { .. }) => None,
+        (Some((run_id, json)), _) => {
+            let read = serde_json::from_str(json);
+            let config = read.map_err(|source| RunDirError::OldConfig { path: path.clone(), source })?;
+            Some(Began { run_id, config })
+        }
+    };
+    let history = History::replay(facts);
+    if history.saved && history.checkpoints.is_empty() {
+        return Err(RunDirError::NothingWhole(path));
+    }
+    Ok(Told { path, history, began })
 }
 
 /// The folders `runs/<number>-<name>` by number.

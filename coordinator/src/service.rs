@@ -106,10 +106,15 @@ impl Admin for AdminService {
     async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
         let v1::StatusRequest { first, most } = request.into_inner();
         let most = most.unwrap_or(MOST_WORKERS).min(MOST_WORKERS) as usize;
-        let (reply, status) = oneshot::channel();
-        self.queue.put(Input::Status { first: Rank(first), most, reply }).await.map_err(|_| over())?;
-        let status = status.await.map_err(|_| over())?;
-        Ok(Response::new(relabel_proto::status(status, self.run_id.clone(), self.run_dir.clone())))
+        let status = self.queue.status(Rank(first), most).await.map_err(|_| over())?;
+        let mut view = (first == 0).then(|| self.queue.board().view(&status));
+        let mut reply = relabel_proto::status(status, self.run_id.clone(), self.run_dir.clone());
+        if let Some(view) = &mut view {
+            // The reply has them already.
+            view.workers.clear();
+            reply.view = serde_json::to_string(view).map_err(|error| Status::internal(error.to_string()))?;
+        }
+        Ok(Response::new(reply))
     }
 
     async fn stop(&self, request: Request<v1::StopRequest>) -> Result<Response<v1::StopReply>, Status> {

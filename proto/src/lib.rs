@@ -19,7 +19,7 @@ pub mod v1 {
 
 pub use convert::{FirstMessage, Invalid, Told, Welcome, from_worker, hello, to_worker, welcome};
 pub use leases::{FirstLeaseMessage, LeaseHello, ToHolder, WireWork, from_holder, lease_hello, to_holder};
-pub use status::{status, whole_status};
+pub use status::{state_word, status, whole_status};
 pub use text::sentence;
 
 /// The version that coordinator and workers must share: the protocol and the meaning of every option

@@ -57,16 +57,22 @@ pub fn status(status: core::Status, run_id: String, run_dir: String) -> v1::Stat
             .into_iter()
             .map(|c| v1::KnownCheckpoint { file: c.file, bytes: c.bytes, position: Some(c.position.into()) })
             .collect(),
+        // The coordinator knows more than the core says, and adds it.
+        view: String::new(),
     }
 }
 
-fn worker(w: core::WorkerStatus) -> v1::Worker {
-    let state = match w.state {
+/// What a worker is doing, as a word.
+pub fn state_word(state: WorkerState) -> &'static str {
+    match state {
         WorkerState::Indexing => "indexing",
         WorkerState::Waiting => "waiting",
         WorkerState::InRing => "training",
         WorkerState::Leaving => "leaving",
-    };
+    }
+}
+
+fn worker(w: core::WorkerStatus) -> v1::Worker {
     v1::Worker {
         rank: w.rank.0,
         host: w.host,
@@ -74,7 +80,7 @@ fn worker(w: core::WorkerStatus) -> v1::Worker {
         device: w.device,
         silent: w.silent.as_secs_f64(),
         position: w.position.map(Into::into),
-        state: state.into(),
+        state: state_word(w.state).into(),
         pace: w.pace.map(|times| v1::StepTimes {
             compute: times.compute.as_secs_f64(),
             data: times.data.as_secs_f64(),

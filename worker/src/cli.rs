@@ -1,9 +1,10 @@
 //! The command line of `worker`.
 
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::io::{IsTerminal, Write as _};
+use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use anyhow::Context as _;
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use relabel_proto::security::WorkerAccess;
 
 /// Train as one rank of a run, or use one of the tools.
@@ -42,6 +43,13 @@ pub enum Command {
     Eval(worker::eval::command::EvalArgs),
     /// Say what image files show
     Predict(worker::predict::PredictArgs),
+    /// Check a data set before the first run
+    Doctor(worker::doctor::DoctorArgs),
+    /// Print completions for a shell: source <(worker completions bash)
+    Completions { shell: clap_complete::Shell },
+    /// Write manual pages into a folder
+    #[command(hide = true)]
+    Man { dir: PathBuf },
 }
 
 /// Training
@@ -107,6 +115,23 @@ impl InspectArgs {
             Inspect::Weights(args) => worker::weights::inspect::weights(args),
         }
     }
+}
+
+/// Prints the completions of a shell.
+pub fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "worker", &mut script);
+    std::io::stdout().write_all(&script).context("standard output")
+}
+
+/// Writes a manual page for the program and for each of its subcommands into `dir`.
+pub fn man(dir: &Path) -> anyhow::Result<()> {
+    let write = || {
+        std::fs::create_dir_all(dir)?;
+        // Named as the program is, not as its package.
+        clap_mangen::generate_to(Cli::command().name("worker"), dir)
+    };
+    write().with_context(|| format!("cannot write manual pages into {}", dir.display()))
 }
 
 /// Logging

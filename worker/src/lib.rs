@@ -9,12 +9,13 @@
 //! - [`torch`]: what tch does not expose; the one place with C++.
 //! - [`annotate`]: makes label maps with a trained classifier. [`predict`]: says what pictures show.
 //! - `leases`: ranges of images from `coordinator label` or `coordinator eval`, in place of a whole command's.
-//! - [`synth`]: a small data set to try it all on.
+//! - [`doctor`]: whether a data set can be trained on. [`synth`]: a small one to try it all on.
 
 pub mod annotate;
 pub mod checkpoint;
 pub mod collective;
 pub mod data;
+pub mod doctor;
 pub mod eval;
 pub mod labels;
 mod leases;

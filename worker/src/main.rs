@@ -21,6 +21,9 @@ fn main() -> ExitCode {
         Some(Command::Label(args)) => worker::annotate::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Pack(args)) => worker::labels::pack::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::Inspect(args)) => args.run().map(|()| ExitCode::SUCCESS),
+        Some(Command::Doctor(args)) => worker::doctor::run(&args),
+        Some(Command::Completions { shell }) => cli::completions(shell).map(|()| ExitCode::SUCCESS),
+        Some(Command::Man { dir }) => cli::man(&dir).map(|()| ExitCode::SUCCESS),
         Some(Command::Export(args)) => worker::weights::export::run(&args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

@@ -28,6 +28,43 @@ pub const ARCHS: &[&str] = &[
     "rexnet_300",
 ];
 
+/// Parameters of each of [`ARCHS`] with 1000 classes, as published (torchvision's metadata, timm's counts), and the
+/// inputs of its classifier.
+const SIZES: [(u64, u64); 23] = [
+    (11_689_512, 512),
+    (21_797_672, 512),
+    (25_557_032, 2048),
+    (44_549_160, 2048),
+    (60_192_808, 2048),
+    (68_883_240, 2048),
+    (126_886_696, 2048),
+    (25_028_904, 2048),
+    (88_791_336, 2048),
+    (83_455_272, 2048),
+    (5_288_548, 1280),
+    (7_794_184, 1280),
+    (9_109_994, 1408),
+    (12_233_232, 1536),
+    (19_341_616, 1792),
+    (30_389_784, 2048),
+    (43_040_704, 2304),
+    (66_347_960, 2560),
+    (4_796_873, 1280),
+    (7_557_091, 1664),
+    (9_728_593, 1920),
+    (16_366_620, 2560),
+    (34_708_792, 3840),
+];
+
+/// Number of parameters of a network with `classes` outputs; none of a TorchScript module. A test of the worker's
+/// compares them with what it builds.
+pub fn parameters(arch: &str, classes: u32) -> Option<u64> {
+    let place = ARCHS.iter().position(|known| *known == arch)?;
+    let (with_1000, inputs) = SIZES[place];
+    // A weight for each input and a bias, for each class.
+    Some(with_1000 - 1000 * (inputs + 1) + u64::from(classes) * (inputs + 1))
+}
+
 /// What stands before the file of a TorchScript module in `model.arch`.
 pub const SCRIPT: &str = "script:";
 

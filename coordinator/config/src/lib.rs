@@ -9,14 +9,16 @@
 mod arch;
 mod evaluation;
 mod labelling;
+mod picture;
 mod schema;
 #[cfg(test)]
 mod tests;
 mod validate;
 
-pub use arch::{ARCHS, SCRIPT, file_stem};
+pub use arch::{ARCHS, SCRIPT, file_stem, parameters};
 pub use evaluation::{EvalOptions, NamedSet, NetworkOptions};
 pub use labelling::LabelOptions;
+pub use picture::{PICTURES, Picture};
 pub use schema::{IGNORED, Kind, Setting, Value, nearest, schema};
 pub use validate::{Invalid, validate};
 
@@ -303,6 +305,10 @@ pub struct Util {
     pub test_weight_file: String,
     /// Write the ids of the samples that each worker trained on to `samples/` in the run directory.
     pub record_samples: bool,
+    /// Write event files for TensorBoard to `tensorboard/` in the run directory.
+    pub tensorboard: bool,
+    /// Training images whose label maps the worker of rank 0 draws at the start of each epoch.
+    pub log_images: u32,
 }
 
 impl Default for Model {
@@ -432,6 +438,8 @@ impl Default for Util {
             test_only: false,
             test_weight_file: String::new(),
             record_samples: false,
+            tensorboard: true,
+            log_images: 0,
         }
     }
 }

@@ -349,4 +349,8 @@ static SCHEMA: &[Setting] = settings! {
         "Weights that test_only evaluates, as the worker of rank 0 finds them";
     "util.record_samples", Kind::Flag, |c| Value::Flag(c.util.record_samples),
         "Write the ids of the samples that each worker trained on to samples/ in the run directory";
+    "util.tensorboard", Kind::Flag, |c| Value::Flag(c.util.tensorboard),
+        "Write event files for TensorBoard to tensorboard/ in the run directory";
+    "util.log_images", Kind::Whole { min: 0, max: 99, optional: false }, |c| Value::Whole(c.util.log_images.into()),
+        "Images whose crop, label map and target are drawn each epoch, to images/ in the run directory";
 };

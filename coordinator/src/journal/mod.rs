@@ -127,6 +127,29 @@ impl<F: Serialize + DeserializeOwned> Journal<F> {
     }
 }
 
+/// The facts in the journal of `dir`, whoever holds it: nothing is locked, cut or written. A torn last line is left
+/// out.
+///
+/// # Errors
+/// As [`Journal::open`].
+pub fn peek<F: DeserializeOwned>(dir: &Path) -> Result<Vec<F>, JournalError> {
+    let path = dir.join(JOURNAL);
+    let bytes = std::fs::read(&path).map_err(failed("read", &path))?;
+    read(&path, &bytes).map(|(facts, _)| facts)
+}
+
+/// Whether a coordinator on this host holds `dir`, as the kernel lists its locks. On another host it cannot be told.
+pub fn is_held(dir: &Path) -> bool {
+    let Ok(lock) = std::fs::metadata(dir.join(LOCK)) else { return false };
+    let inode = format!(":{}", std::os::unix::fs::MetadataExt::ino(&lock));
+    // `1: FLOCK  ADVISORY  WRITE 4711 08:01:1234567 0 EOF`
+    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    locks.lines().any(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        words.contains(&"FLOCK") && words.iter().any(|word| word.ends_with(&inode))
+    })
+}
+
 /// The facts in `bytes`, and how many bytes of it are whole lines: all but a torn last line.
 fn read<F: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<(Vec<F>, usize), JournalError> {
     let mut facts = Vec::new();

@@ -3,6 +3,8 @@
 //! lines that the run is about to write again are taken out.
 
 mod curves;
+pub mod prometheus;
+pub mod tensorboard;
 #[cfg(test)]
 mod tests;
 
@@ -12,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-const METRICS: &str = "metrics.jsonl";
+pub(crate) const METRICS: &str = "metrics.jsonl";
 const CURVES: &str = "curves.svg";
 
 /// Training at one step, averaged since the point before.
@@ -88,14 +90,14 @@ pub struct TestPoint {
 }
 
 /// JSON has no NaN and no infinity: they are written as null, and read back as NaN.
-fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+pub(crate) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// A line of the file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
-enum Record {
+pub enum Record {
     Step(StepPoint),
     Epoch(EpochPoint),
     Test(TestPoint),
@@ -172,32 +174,21 @@ impl Recorder {
         Ok(recorder)
     }
 
-    /// Records a training step.
-    ///
-    /// # Errors
-    /// The disk refused.
-    pub fn step(&mut self, point: StepPoint) -> Result<(), MetricsError> {
-        self.write(&Record::Step(point.clone()))?;
-        self.steps.push(point);
-        Ok(())
-    }
-
-    /// Records an epoch and draws the curves anew.
+    /// Writes a line; after an epoch the curves are drawn anew.
     ///
     /// # Errors
     /// The disk refused, or the curves cannot be drawn.
-    pub fn epoch(&mut self, point: EpochPoint) -> Result<(), MetricsError> {
-        self.write(&Record::Epoch(point.clone()))?;
-        self.epochs.push(point);
-        self.draw()
-    }
-
-    /// Records an evaluation without training.
-    ///
-    /// # Errors
-    /// The disk refused.
-    pub fn test(&mut self, point: TestPoint) -> Result<(), MetricsError> {
-        self.write(&Record::Test(point))
+    pub fn record(&mut self, record: Record) -> Result<(), MetricsError> {
+        self.write(&record)?;
+        match record {
+            Record::Step(point) => self.steps.push(point),
+            Record::Epoch(point) => {
+                self.epochs.push(point);
+                self.draw()?;
+            }
+            Record::Test(_) => {}
+        }
+        Ok(())
     }
 
     /// Where the lines are.

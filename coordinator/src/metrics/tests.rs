@@ -36,9 +36,9 @@ fn epoch(epoch: u32) -> EpochPoint {
 fn train(recorder: &mut Recorder, from: (u32, u64), upto: u32) {
     for e in from.0..upto {
         for s in (9..35).step_by(10).filter(|s| (e, *s) >= from) {
-            recorder.step(step(e, s)).unwrap();
+            recorder.record(Record::Step(step(e, s))).unwrap();
         }
-        recorder.epoch(epoch(e)).unwrap();
+        recorder.record(Record::Epoch(epoch(e))).unwrap();
     }
 }
 
@@ -50,7 +50,7 @@ fn lines(dir: &Path) -> Vec<String> {
 fn a_line_is_an_object_that_names_its_kind() {
     let dir = tempfile::tempdir().unwrap();
     let mut recorder = Recorder::open(dir.path(), None).unwrap();
-    recorder.step(StepPoint { loss: 1.5, lr: 0.1, ..step(2, 9) }).unwrap();
+    recorder.record(Record::Step(StepPoint { loss: 1.5, lr: 0.1, ..step(2, 9) })).unwrap();
     let point = EpochPoint {
         train_loss: 1.0,
         val_loss: f64::NAN,
@@ -59,7 +59,7 @@ fn a_line_is_an_object_that_names_its_kind() {
         best_top1: 54.0,
         ..epoch(2)
     };
-    recorder.epoch(point).unwrap();
+    recorder.record(Record::Epoch(point)).unwrap();
     assert_eq!(
         lines(dir.path()),
         [

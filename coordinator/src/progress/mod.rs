@@ -2,6 +2,7 @@
 //! one [`Screen`], so that neither tears the other.
 
 mod leases;
+mod tail;
 #[cfg(test)]
 mod tests;
 
@@ -12,6 +13,9 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::fmt::MakeWriter;
 
 pub use leases::LeaseProgress;
+pub use tail::{Line, Tail};
+
+use crate::view::StepDone;
 
 /// Where lines go, and the bars that stand below them. Cheap to clone; give one to tracing as its writer
 /// (`.with_writer(screen.clone())`) and one to [`Progress`].
@@ -20,6 +24,7 @@ pub struct Screen {
     /// None where there is no terminal to draw on.
     bars: Option<MultiProgress>,
     out: Arc<Mutex<dyn Write + Send>>,
+    tail: Tail,
 }
 
 impl Screen {
@@ -31,11 +36,18 @@ impl Screen {
 
     /// Lines to `out`, bars to `bars`, if to anything.
     pub fn new(out: impl Write + Send + 'static, bars: Option<ProgressDrawTarget>) -> Self {
-        Self { bars: bars.map(MultiProgress::with_draw_target), out: Arc::new(Mutex::new(out)) }
+        let bars = bars.map(MultiProgress::with_draw_target);
+        Self { bars, out: Arc::new(Mutex::new(out)), tail: Tail::default() }
+    }
+
+    /// The newest lines, those of the log among them where its layer was given to tracing.
+    pub fn tail(&self) -> &Tail {
+        &self.tail
     }
 
     /// Writes a line above the bars. That nobody reads it is no reason to end a run: errors are dropped.
     pub fn line(&self, line: &str) {
+        self.tail.push("", line.to_owned());
         let _ = self.write_whole(format!("{line}\n").as_bytes());
     }
 
@@ -85,24 +97,6 @@ impl Drop for LogLine<'_> {
     }
 }
 
-/// A training step that is done.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TrainStep {
-    /// From 0.
-    pub epoch: u32,
-    /// Steps of this epoch that are done, this one among them: 1 to `steps`.
-    pub done: u64,
-    /// Steps of an epoch.
-    pub steps: u64,
-    /// Mean loss an image, nats.
-    pub loss: f64,
-    pub lr: f64,
-    /// All workers together.
-    pub images_per_second: f64,
-    /// Images of one step.
-    pub batch_size: u32,
-}
-
 /// An epoch that is done, validation included.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EpochDone {
@@ -145,14 +139,14 @@ impl Progress {
     }
 
     /// Shows a step; to be called at each.
-    pub fn train_step(&mut self, step: &TrainStep) {
+    pub fn train_step(&mut self, step: &StepDone) {
         let label = format!("epoch {}/{}", step.epoch + 1, self.epochs);
         let rate = format!(
             "loss {:.3}  lr {}  {:.0} img/s  eta {}",
             step.loss,
             four_digits(step.lr),
             step.images_per_second,
-            self.left(step)
+            duration(step.left.unwrap_or(f64::NAN), "s")
         );
         if let Some(bar) = self.bar(Stage::Train(step.epoch), &label, step.steps) {
             bar.set_message(rate);
@@ -205,13 +199,6 @@ impl Progress {
         bar.set_length(length);
         Some(bar)
     }
-
-    /// The time that the rest of the run's steps takes at this speed.
-    fn left(&self, step: &TrainStep) -> String {
-        let epochs = u64::from(self.epochs.saturating_sub(step.epoch + 1));
-        let steps = step.steps.saturating_sub(step.done) + epochs * step.steps;
-        duration(steps as f64 * f64::from(step.batch_size) / step.images_per_second, "s")
-    }
 }
 
 /// A new bar below the lines.
@@ -227,7 +214,7 @@ fn bar(bars: &MultiProgress, length: u64, label: &str) -> ProgressBar {
 }
 
 /// Four significant digits, without trailing zeros.
-fn four_digits(value: f64) -> String {
+pub(crate) fn four_digits(value: f64) -> String {
     if value != 0.0 && value.abs() < 1e-4 {
         return format!("{value:.2e}");
     }
@@ -237,7 +224,7 @@ fn four_digits(value: f64) -> String {
 }
 
 /// Seconds as 41s, 1m12s, 2h05m or 3d04h; `unit` stands behind seconds alone.
-fn duration(seconds: f64, unit: &str) -> String {
+pub(crate) fn duration(seconds: f64, unit: &str) -> String {
     if !seconds.is_finite() || seconds < 0.0 {
         return "?".to_owned();
     }

@@ -61,8 +61,9 @@ impl TermLike for Paper {
     }
 }
 
-fn step(epoch: u32, done: u64) -> TrainStep {
-    TrainStep { epoch, done, steps: 35, loss: 1.234, lr: 0.0951, images_per_second: 162.4, batch_size: 64 }
+fn step(epoch: u32, done: u64) -> StepDone {
+    let left = Some(80.0 - done as f64);
+    StepDone { epoch, done, steps: 35, loss: 1.234, lr: 0.0951, images_per_second: 162.4, left }
 }
 
 fn summary() -> EpochDone {
@@ -86,10 +87,10 @@ fn without_a_terminal_there_is_a_line_every_so_many_steps() {
     progress.epoch_done(&summary());
     assert_eq!(
         paper.take(),
-        "epoch 3/8  step 10/35  loss 1.234  lr 0.0951  162 img/s  eta 1m19s\n\
-         epoch 3/8  step 20/35  loss 1.234  lr 0.0951  162 img/s  eta 1m15s\n\
-         epoch 3/8  step 30/35  loss 1.234  lr 0.0951  162 img/s  eta 1m11s\n\
-         epoch 3/8  step 35/35  loss 1.234  lr 0.0951  162 img/s  eta 1m09s\n\
+        "epoch 3/8  step 10/35  loss 1.234  lr 0.0951  162 img/s  eta 1m10s\n\
+         epoch 3/8  step 20/35  loss 1.234  lr 0.0951  162 img/s  eta 1m00s\n\
+         epoch 3/8  step 30/35  loss 1.234  lr 0.0951  162 img/s  eta 50s\n\
+         epoch 3/8  step 35/35  loss 1.234  lr 0.0951  162 img/s  eta 45s\n\
          epoch 3/8  train loss 1.200  val loss 1.350  top-1 54.2%  top-5 91.0%  (best 55.0% at epoch 2)  41 s\n"
     );
 }

@@ -151,6 +151,16 @@ impl LabelMaps {
     }
 }
 
+impl Found<'_> {
+    /// The map by itself.
+    pub fn into_label_map(self) -> LabelMap {
+        match self {
+            Self::Read(map) => map,
+            Self::Packed(map) => map.to_label_map(),
+        }
+    }
+}
+
 /// Where the map of the image called `key` stands under `root`.
 pub fn map_path(root: &Path, key: &str) -> PathBuf {
     // The stem may hold dots, so the extension is appended, not replaced.

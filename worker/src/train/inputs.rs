@@ -25,6 +25,8 @@ pub struct Inputs {
     pub val_classes: Arc<[u32]>,
     /// What training crops are taught.
     pub targets: Arc<dyn Targets>,
+    /// The label maps that these come from, if they do.
+    pub maps: Option<Arc<LabelMaps>>,
     /// Length of the model's output.
     pub classes: u32,
 }
@@ -65,9 +67,10 @@ impl Inputs {
             let path = root.join("train");
             return Err(InputError::TooFewOutputs { path, wanted: classes, found });
         }
-        let targets = derived(targets(config, &train, classes)?, config);
+        let (targets, maps) = targets(config, &train, classes)?;
+        let targets = derived(targets, config);
         let val_classes = (0..found as u32).collect();
-        Ok(Self { train, val, val_classes, targets, classes })
+        Ok(Self { train, val, val_classes, targets, maps, classes })
     }
 
     /// The validation images alone. The training folders name the classes if they are there; no training
@@ -88,7 +91,7 @@ impl Inputs {
         }
         let train = Arc::new(Split::without_samples(&train_dir, val.classes().to_vec()));
         let targets = Arc::new(SingleLabel::new(classes, Arc::new(|_| 0)));
-        Ok(Self { train, val, val_classes: val_classes.into(), targets, classes })
+        Ok(Self { train, val, val_classes: val_classes.into(), targets, maps: None, classes })
     }
 
     /// What the coordinator compares between workers.
@@ -116,10 +119,13 @@ fn same_classes(root: &Path, train: &Split, val: &Split) -> Result<(), InputErro
     Ok(())
 }
 
-fn targets(config: &Config, train: &Arc<Split>, classes: u32) -> Result<Arc<dyn Targets>, DataError> {
+/// What training images are taught, and the label maps that say so, if any do.
+type Taught = (Arc<dyn Targets>, Option<Arc<LabelMaps>>);
+
+fn targets(config: &Config, train: &Arc<Split>, classes: u32) -> Result<Taught, DataError> {
     let split = Arc::clone(train);
     if !config.data.relabel.enabled {
-        return Ok(Arc::new(SingleLabel::new(classes, Arc::new(move |sample| split.class(sample)))));
+        return Ok((Arc::new(SingleLabel::new(classes, Arc::new(move |sample| split.class(sample)))), None));
     }
     let keys = Arc::new(move |sample| split.key(sample));
     let relabel = &config.data.relabel;
@@ -128,5 +134,6 @@ fn targets(config: &Config, train: &Arc<Split>, classes: u32) -> Result<Arc<dyn 
     // Spread over the whole set: the first folder alone could be the one that is there.
     let every = (train.len() / CHECKED_MAPS).max(1);
     maps.check((0..train.len() as u32).step_by(every))?;
-    Ok(Arc::new(maps))
+    let maps = Arc::new(maps);
+    Ok((Arc::clone(&maps) as Arc<dyn Targets>, Some(maps)))
 }

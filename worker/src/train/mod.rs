@@ -12,12 +12,14 @@
 //! - [`learner`] holds model and optimizer and does one step.
 //! - [`trainer`] follows the coordinator's orders: forms a ring, trains an epoch, validates, saves.
 //! - `transfer` gives every rank the state of the source.
+//! - `pictures` draws what some images teach.
 //! - `samples` records which samples were trained on.
 //! - `saver` writes checkpoints on a thread of its own.
 
 pub mod inputs;
 pub mod learner;
 pub mod loss;
+mod pictures;
 mod samples;
 mod saver;
 pub mod trainer;

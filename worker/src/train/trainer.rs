@@ -19,6 +19,7 @@ use relabel_core::{
 
 use super::inputs::{InputError, Inputs};
 use super::learner::{Learner, StepError};
+use super::pictures::Pictures;
 use super::samples::SampleLog;
 use super::saver::{self, Save, Saver};
 use super::transfer::{self, Tally, TransferError};
@@ -91,6 +92,7 @@ pub struct Trainer<'a> {
     learner: Learner,
     saver: Saver,
     sample_log: Option<SampleLog>,
+    pictures: Pictures,
     generation: Generation,
     place: Place,
     formation: Option<Member>,
@@ -172,12 +174,14 @@ impl<'a> Trainer<'a> {
                 .map_err(|source| TrainError::SampleLog { path: samples, source })?,
             false => None,
         };
+        let pictures = Pictures::new(config, &inputs, &setup.run_dir);
         session.reports().send(FromWorker::Indexed(dataset));
         Ok(Self {
             session,
             learner,
             saver,
             sample_log,
+            pictures,
             inputs,
             generation: Generation::default(),
             place: Place {

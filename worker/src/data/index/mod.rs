@@ -10,6 +10,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+pub(crate) use scan::EXTENSIONS;
+
 use super::DataError;
 
 /// The index of one split, `<data_path>/train` or `<data_path>/val`. A sample's id is its position.

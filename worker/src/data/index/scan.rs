@@ -13,7 +13,8 @@ use super::{ClassListing, Listing};
 /// number does not depend on the cores.
 const THREADS: usize = 16;
 
-const EXTENSIONS: [&str; 3] = ["jpeg", "jpg", "png"];
+/// Endings of images, in any case.
+pub(crate) const EXTENSIONS: [&str; 3] = ["jpeg", "jpg", "png"];
 
 /// Lists all images of all class folders of `dir`, sorted.
 pub(super) fn scan(dir: &Path) -> Result<Listing, DataError> {

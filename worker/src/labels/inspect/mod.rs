@@ -139,6 +139,33 @@ pub fn run(args: &LabelMapArgs) -> Result<()> {
     print(&text)
 }
 
+/// What a crop of an image teaches, to be drawn.
+pub struct Lesson<'a> {
+    pub title: String,
+    pub map: LabelMap,
+    /// The file of the image.
+    pub image: &'a Path,
+    pub crop: UnitBox,
+    /// How the crop is read into the map.
+    pub axes: Axes,
+    /// `[classes]`, sum 1.
+    pub target: Vec<f32>,
+    /// Names of the classes, as far as they have names.
+    pub classes: &'a [String],
+}
+
+/// Draws a lesson as `worker inspect label-map --image --out` does, as a PNG file that has its name only once it is
+/// whole.
+///
+/// # Errors
+/// An image that cannot be read, or a file that cannot be written.
+pub fn draw_lesson(lesson: &Lesson<'_>, out: &Path) -> Result<()> {
+    let classes = Classes::named(lesson.classes, lesson.target.len() as u32);
+    let source = Source { map: lesson.map.clone(), dtype: String::new(), format: String::new() };
+    let target = Target { crop: lesson.crop, axes: lesson.axes, masses: lesson.target.clone() };
+    picture::draw(&lesson.title, &source, &[target], &classes, Some(lesson.image))?.save(out)
+}
+
 fn read(file: &Path, key: Option<&str>, classes: u32) -> Result<Source> {
     if let Some(key) = key {
         let failed = |why| LabelError::Packed { path: file.into(), why: Box::new(why) };

@@ -27,6 +27,11 @@ impl Classes {
         Ok(Self { len: u32::try_from(names.len()).context("--classes")?, names: Some(names) })
     }
 
+    /// `len` classes, of which the first have these names.
+    pub(super) fn named(names: &[String], len: u32) -> Self {
+        Self { len, names: Some(classes::Classes::from_folders(names.to_vec())) }
+    }
+
     pub(super) fn len(&self) -> u32 {
         self.len
     }

@@ -71,10 +71,14 @@ pub(super) fn draw(
     let fits = ((canvas_width - 2 * MARGIN) / Face::Title.advance()) as usize;
     canvas.text(MARGIN, MARGIN, Face::Title, INK, &shorten(title, fits));
     let UnitBox { x1, y1, x2, y2 } = crop;
-    let line = format!(
-        "[2, {}, {}, {}] {} ({})    crop {x1},{y1},{x2},{y2}",
-        map.k, map.height, map.width, source.dtype, source.format
-    );
+    let stored = match source.dtype.as_str() {
+        "" => String::new(),
+        dtype => format!(" {dtype} ({})", source.format),
+    };
+    let shape = format!("[2, {}, {}, {}]{stored}", map.k, map.height, map.width);
+    // Given by a person it is short as it is.
+    let short = |side: f32| (1e3 * side).round() / 1e3;
+    let line = format!("{shape}    crop {},{},{},{}", short(x1), short(y1), short(x2), short(y2));
     canvas.text(MARGIN, MARGIN + 26, Face::Text, FAINT, &line);
 
     let mut area = Area { x: MARGIN, y: TOP, width, height };

@@ -34,6 +34,9 @@ impl Trainer<'_> {
         let mut member = self.member(generation, "train")?;
         if first.step == 0 {
             self.tally = Tally::default();
+            if member.reporter {
+                self.pictures.draw(first.epoch);
+            }
         }
         self.hold(Some(first));
         let mut loader = self.train_loader(first, &member.shard)?;
