@@ -10,7 +10,7 @@ PARITY_QUICK ?=
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint parity recovery fuzz watch-test man demo experiment clean
+.PHONY: help setup build test lint parity recovery fuzz watch-test slurm-test k8s-test man demo experiment clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,13 @@ watch-test: setup ## Test dashboard, /metrics and event files with Chromium, Pro
 man: build ## Write the manual pages of both programs to target/man
 	target/release/coordinator man target/man
 	target/release/worker man target/man
+
+slurm-test: build ## Run jobs on a real SLURM of two nodes on this machine, as root; installs Debian's packages of it
+	$(CARGO) test --release $(CARGOFLAGS) --package relabel-tests --test slurm \
+	    --config "target.'cfg(all())'.runner = '$(CURDIR)/tests/slurm/cluster.sh'" -- --ignored --test-threads=1
+
+k8s-test: build ## Hold the Kubernetes objects to their schemas and run their pods as processes, as root
+	tests/k8s/run.sh
 
 demo: build ## Make a small data set and train on it with two local workers
 	target/release/worker synth demo/data

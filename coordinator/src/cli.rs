@@ -10,6 +10,8 @@ use relabel_proto::security::AdminAccess;
 
 use crate::config::{ConfigFile, help};
 use crate::security::SecurityArgs;
+use crate::submit::k8s::K8sArgs;
+use crate::submit::slurm::SlurmArgs;
 use crate::{http, traces};
 
 /// Own a training run: hand out epochs, shards and duties to workers.
@@ -48,11 +50,20 @@ pub enum Command {
     /// their processors and threads, as there). They are `worker eval --coordinator URL`; all must see the weights and
     /// the sets under the same names.
     Eval(Box<EvalArgs>),
+    /// Hand a run in as a job of a cluster
+    #[command(subcommand)]
+    Submit(SubmitCommand),
     /// Print completions for a shell: source <(coordinator completions bash)
     Completions { shell: clap_complete::Shell },
     /// Write manual pages into a folder
     #[command(hide = true)]
     Man { dir: PathBuf },
+}
+
+#[derive(Subcommand)]
+pub enum SubmitCommand {
+    Slurm(Box<SlurmArgs>),
+    K8s(Box<K8sArgs>),
 }
 
 /// A run

@@ -10,6 +10,7 @@
 //! - `admin` and `status` are the other side: `coordinator stop`, `checkpoint` and `status`. [`runs`] reads the folders
 //!   of runs, for `coordinator runs` and others.
 //! - `leases` has workers make label maps or evaluate weights in place of a run.
+//! - `submit` makes a job of a run and hands it to a cluster.
 
 mod admin;
 mod cli;
@@ -32,6 +33,7 @@ pub mod runs;
 pub mod security;
 pub mod service;
 mod status;
+mod submit;
 mod table;
 mod traces;
 pub mod view;
@@ -64,6 +66,7 @@ pub fn main() -> ExitCode {
     };
     let ended = match cli.command {
         None => runtime.block_on(run::run(cli.run, &overrides, screen)),
+        Some(Command::Submit(command)) => submit::run(command, &overrides),
         Some(_) if !overrides.is_empty() => {
             return fail(
                 USAGE,
@@ -82,7 +85,8 @@ pub fn main() -> ExitCode {
     ended.unwrap_or_else(|error| {
         let usage = error.is::<run_dir::RunDirError>()
             || error.is::<config::ConfigError>()
-            || error.is::<relabel_proto::security::SecurityError>();
+            || error.is::<relabel_proto::security::SecurityError>()
+            || error.downcast_ref::<submit::SubmitError>().is_some_and(submit::SubmitError::is_usage);
         fail(if usage { USAGE } else { 1 }, &error)
     })
 }

@@ -59,12 +59,19 @@ impl Scratch {
     /// being `run_dir`.
     pub fn coordinator(&self, run_dir: &str) -> Command {
         let mut command = Command::new(program("coordinator"));
-        command.arg("--run-dir").arg(self.path(run_dir));
-        let data = self.path("data");
-        for (key, value) in [
+        command.arg("--run-dir").arg(self.path(run_dir)).args(self.options());
+        // The index of a folder that is about to go need not be kept.
+        command.env("XDG_CACHE_HOME", self.path("cache")).stdin(Stdio::null());
+        command
+    }
+
+    /// Options of a run on this data that make it small and repeatable.
+    pub fn options(&self) -> Vec<String> {
+        let [data, labels] = ["data", "data/labels"].map(|name| self.path(name));
+        let options = [
             ("data.data_path", data.to_str().unwrap()),
             ("data.relabel.use", "true"),
-            ("data.relabel.path", data.join("labels").to_str().unwrap()),
+            ("data.relabel.path", labels.to_str().unwrap()),
             ("data.image_size", "32"),
             ("data.rrc_minimum", "0.35"),
             ("model.arch", "resnet18"),
@@ -77,12 +84,8 @@ impl Scratch {
             ("util.print_freq", "1"),
             ("util.val_batch_size", "32"),
             ("util.record_samples", "true"),
-        ] {
-            command.arg(format!("--{key}")).arg(value);
-        }
-        // The index of a folder that is about to go need not be kept.
-        command.env("XDG_CACHE_HOME", self.path("cache")).stdin(Stdio::null());
-        command
+        ];
+        options.map(|(key, value)| format!("--{key}={value}")).into()
     }
 
     /// The same for `most` workers started by hand, of which `least` go on, listening at `address` (port 0 for a free
