@@ -137,16 +137,9 @@ impl Learner {
         Ok(loaded)
     }
 
-    /// Copies everything that training goes on from aside.
-    ///
-    /// # Errors
-    /// As [`State::snapshot`].
-    pub fn snapshot(
-        &self,
-        progress: Progress,
-        metadata: BTreeMap<String, String>,
-    ) -> Result<State, CheckpointError> {
-        State::snapshot(&self.model, &self.optimizer, self.ema.as_ref(), progress, metadata)
+    /// Everything that training goes on from, as [`State::of`] has it.
+    pub fn state(&self, progress: Progress, metadata: BTreeMap<String, String>) -> State {
+        State::of(&self.model, &self.optimizer, self.ema.as_ref(), progress, metadata)
     }
 
     /// Goes on from `state`.

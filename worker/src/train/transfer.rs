@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use relabel_core::Rank;
+use tch::Device;
 
 use super::learner::Learner;
 use crate::checkpoint::{CheckpointError, Progress, State};
@@ -16,7 +17,7 @@ pub(super) enum TransferError {
     #[error(transparent)]
     Collective(#[from] CollectiveError),
     #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
+    Restore(#[from] CheckpointError),
     #[error(transparent)]
     Torch(#[from] TorchError),
 }
@@ -48,9 +49,9 @@ pub(super) fn share(
 
     // The names, shapes and order are the same everywhere; where the run stands is in the formation.
     let progress = Progress { epoch: 0, step: 0, seed: 0 };
-    let mut state = learner.snapshot(progress, Default::default())?;
+    let mut state = learner.state(progress, Default::default());
     for (_, tensor) in state.tensors_mut() {
-        let dense = tensor.contiguous();
+        let dense = tensor.detach().to_device(Device::Cpu).contiguous();
         let mut bytes = torch::as_bytes(&dense)?.to_vec();
         ring.broadcast(&mut bytes, source)?;
         *tensor = torch::from_bytes(&bytes, &dense.size(), dense.kind())?;
