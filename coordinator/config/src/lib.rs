@@ -10,6 +10,7 @@ mod arch;
 mod evaluation;
 mod labelling;
 mod picture;
+mod processor;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ pub use arch::{ARCHS, SCRIPT, file_stem, parameters};
 pub use evaluation::{EvalOptions, NamedSet, NetworkOptions};
 pub use labelling::LabelOptions;
 pub use picture::{PICTURES, Picture};
+pub use processor::unfit_processor;
 pub use schema::{IGNORED, Kind, Setting, Value, nearest, schema};
 pub use validate::{Invalid, validate};
 
