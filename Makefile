@@ -6,11 +6,13 @@ CARGO ?= cargo
 CARGOFLAGS ?=
 # Set, it has parity compare one network of each family.
 PARITY_QUICK ?=
+# Arguments of tests/bench/bench.py.
+BENCH ?=
 # How long fuzz stays with each target.
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint parity recovery fuzz watch-test slurm-test k8s-test man demo experiment clean
+.PHONY: help setup build test lint parity bench bench-quick recovery fuzz watch-test slurm-test k8s-test man demo experiment clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +33,12 @@ lint: setup ## Check formatting, clippy and the documentation
 
 parity: setup ## Compare with PyTorch, torchvision, timm and adamp, installed into .parity/ (or PARITY_PYTHON=...)
 	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" PARITY_QUICK="$(PARITY_QUICK)" tests/parity/run.sh
+
+bench: setup ## Time this project beside its peers, with their packages in .bench/, in about an hour; BENCH="--only labels" less
+	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" tests/bench/run.sh $(BENCH)
+
+bench-quick: setup ## The same with fewer rows and turns, in under five minutes
+	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" tests/bench/run.sh --quick $(BENCH)
 
 recovery: build ## Measure what the loss of a worker costs, beside torchrun, with the packages of parity
 	$${PARITY_PYTHON:-.parity/bin/python} tests/recovery/recovery.py
@@ -62,4 +70,4 @@ experiment: build ## Compare ReLabel with its baselines, in 20 minutes on two co
 
 clean: ## Remove what was built and the data and runs of demo and experiment; keep libtorch
 	$(CARGO) clean
-	rm -rf demo experiment
+	rm -rf demo experiment bench
