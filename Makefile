@@ -10,7 +10,7 @@ PARITY_QUICK ?=
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint parity recovery fuzz watch-test slurm-test k8s-test man demo experiment clean
+.PHONY: help setup build test lint parity speed recovery fuzz watch-test slurm-test k8s-test man demo experiment clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ lint: setup ## Check formatting, clippy and the documentation
 
 parity: setup ## Compare with PyTorch, torchvision, timm and adamp, installed into .parity/ (or PARITY_PYTHON=...)
 	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" PARITY_QUICK="$(PARITY_QUICK)" tests/parity/run.sh
+
+speed: setup ## Time training steps beside PyTorch's, with the packages of parity
+	$(CARGO) build --release --workspace --bins --example parity $(CARGOFLAGS)
+	$${PARITY_PYTHON:-.parity/bin/python} tests/speed/train_step.py --program target/release/examples/parity
 
 recovery: build ## Measure what the loss of a worker costs, beside torchrun, with the packages of parity
 	$${PARITY_PYTHON:-.parity/bin/python} tests/recovery/recovery.py
