@@ -12,7 +12,7 @@ BENCH ?=
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint parity bench bench-quick recovery fuzz watch-test slurm-test k8s-test man demo experiment clean
+.PHONY: help setup build test lint parity bench bench-quick speed recovery fuzz watch-test slurm-test k8s-test man demo experiment clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ bench: setup ## Time this project beside its peers, with their packages in .benc
 
 bench-quick: setup ## The same with fewer rows and turns, in under five minutes
 	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" tests/bench/run.sh --quick $(BENCH)
+
+speed: setup ## Time training steps beside PyTorch's, with the packages of parity
+	$(CARGO) build --release --workspace --bins --example parity $(CARGOFLAGS)
+	$${PARITY_PYTHON:-.parity/bin/python} tests/speed/train_step.py --program target/release/examples/parity
 
 recovery: build ## Measure what the loss of a worker costs, beside torchrun, with the packages of parity
 	$${PARITY_PYTHON:-.parity/bin/python} tests/recovery/recovery.py

@@ -8,7 +8,7 @@ fn main() {
     println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
     println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib");
 
-    println!("cargo:rerun-if-changed=src/torch/shim.cpp");
+    println!("cargo:rerun-if-changed=src/torch");
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
     // As torch-sys finds them: beside the libraries, unless the user says otherwise.
     let include = match std::env::var("LIBTORCH_INCLUDE") {
@@ -23,6 +23,6 @@ fn main() {
         .warnings(false)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .file("src/torch/shim.cpp")
+        .files(["shim", "precision", "layouts"].map(|name| format!("src/torch/{name}.cpp")))
         .compile("relabel_torch_shim");
 }

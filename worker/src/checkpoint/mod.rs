@@ -17,6 +17,7 @@ use tch::{Device, Tensor};
 use crate::model::{Model, ModelError, StateDict};
 use crate::optim::{Ema, Optimizer};
 use crate::torch::TorchError;
+use crate::train::loss_scale::LossScale;
 
 mod read;
 pub mod safetensors_file;
@@ -56,6 +57,8 @@ pub struct State {
     pub optimizer_name: String,
     /// As [`Optimizer::state`] has it.
     pub optimizer: StateDict,
+    /// In fp16, what the loss is scaled by.
+    pub loss_scale: Option<LossScale>,
 }
 
 /// Why a checkpoint was not written or not taken.
@@ -125,6 +128,7 @@ impl State {
             ema: ema.map(|ema| ema.model().state_dict()),
             optimizer_name: optimizer.name().to_owned(),
             optimizer: optimizer.state(),
+            loss_scale: None,
         }
     }
 
@@ -163,6 +167,7 @@ impl State {
             ema: self.ema.as_ref().map(all).transpose()?,
             optimizer_name: self.optimizer_name.clone(),
             optimizer: all(&self.optimizer)?,
+            loss_scale: self.loss_scale,
         })
     }
 

@@ -33,6 +33,7 @@ fn tiny() -> State {
         ema: None,
         optimizer_name: "sgd".to_owned(),
         optimizer: vec![("momentum_buffer.w".to_owned(), tensor(&[0.1, 0.2, 0.3, 0.4, 0.5]).view([5, 1]))],
+        loss_scale: Some(LossScale { scale: 3.0e-5, good_steps: 1999 }),
     }
 }
 
@@ -45,7 +46,7 @@ fn assert_same(a: &State, b: &State) {
     assert_eq!((a.progress, &a.arch, &a.metadata), (b.progress, &b.arch, &b.metadata));
     assert!(by_name(&a.model) == by_name(&b.model));
     assert!(a.ema.as_ref().map(by_name) == b.ema.as_ref().map(by_name));
-    assert_eq!(a.optimizer_name, b.optimizer_name);
+    assert_eq!((&a.optimizer_name, a.loss_scale), (&b.optimizer_name, b.loss_scale));
     assert!(by_name(&a.optimizer) == by_name(&b.optimizer));
 }
 
