@@ -3,7 +3,6 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::Path;
 use std::process::Command;
 
 use nix::unistd::Pid;
@@ -216,43 +215,4 @@ fn every_command_has_a_manual_page() {
     ] {
         assert!(page(&format!("{name}.1")).starts_with(".ie"), "{name}");
     }
-}
-
-#[test]
-fn the_doctor_finds_what_a_run_would_stumble_over() {
-    let scratch = Scratch::with_data(24, 8);
-    let doctor = |more: &[&str]| {
-        let mut command = Command::new(program("worker"));
-        command.args(["doctor", "--image-size", "32", "--data"]).arg(scratch.path("data"));
-        command.arg("--labels").arg(scratch.path("data/labels")).args(more);
-        command.output().unwrap()
-    };
-    let well = doctor(&[]);
-    let text = String::from_utf8_lossy(&well.stdout).into_owned();
-    assert!(well.status.success() && text.ends_with("The data can be trained on.\n"), "{text}");
-
-    let (image, map) = (scratch.file_of("train", 1), scratch.file_of("labels", 2));
-    truncate(&image);
-    std::fs::remove_file(&map).unwrap();
-    let ill = doctor(&["--json"]);
-    assert_eq!(ill.status.code(), Some(1));
-    let report: Value = serde_json::from_slice(&ill.stdout).unwrap();
-    assert_eq!(report["verdict"], "bad");
-    let named = |what: &str, path: &Path| {
-        let words = path.file_stem().unwrap().to_str().unwrap();
-        let findings = report["findings"].as_array().unwrap();
-        let bad = findings.iter().filter(|finding| finding["what"] == what && finding["verdict"] == "bad");
-        assert!(
-            bad.flat_map(|finding| finding["of"].as_array().unwrap())
-                .any(|of| of.as_str().unwrap().contains(words)),
-            "{report}"
-        );
-    };
-    named("train images", &image);
-    named("label maps", &map);
-}
-
-fn truncate(file: &Path) {
-    let bytes = std::fs::read(file).unwrap();
-    std::fs::write(file, &bytes[..bytes.len() / 2]).unwrap();
 }

@@ -15,10 +15,12 @@ use std::ffi::{CStr, c_char, c_int};
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
+mod about;
 mod script;
 #[cfg(test)]
 mod tests;
 
+pub use about::{About, about};
 pub use script::{ScriptModule, ScriptTensor};
 
 /// Why libtorch did not do what it was asked.
