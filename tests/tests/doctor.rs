@@ -4,6 +4,8 @@
 //! hold what the doctor hands over and what it makes of the answers to those declarations, without a GPU.
 #![allow(clippy::unwrap_used)]
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -218,6 +220,17 @@ fn the_doctor_finds_what_a_run_would_stumble_over() {
     };
     named("train images", &image);
     named("label maps", &map);
+}
+
+/// A name may be any bytes.
+#[test]
+fn a_folder_whose_name_is_no_text_is_looked_for() {
+    let mut command = Command::new(program("worker"));
+    command.args(["doctor", "--json", "--data"]).arg(OsStr::from_bytes(b"/nowhere/\xff"));
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(found(&report, "train")[0].1.starts_with("there is no folder /nowhere/"), "{report}");
 }
 
 fn truncate(file: &Path) {

@@ -116,8 +116,9 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
     let (findings, report, conclusion) = match &args.data {
         Some(data) => {
             let findings = examine(args, data);
+            let shown = |path: &PathBuf| path.display().to_string();
             let report = serde_json::json!({
-                "data": data, "labels": args.labels, "verdict": findings.worst(), "findings": findings,
+                "data": shown(data), "labels": args.labels.as_ref().map(shown), "verdict": findings.worst(), "findings": findings,
             });
             let conclusion = conclusion(&findings);
             (findings, report, conclusion)

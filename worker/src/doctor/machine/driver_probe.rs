@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char, c_int, c_uint};
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
 use libloading::{Library, Symbol};
@@ -89,7 +90,7 @@ impl Part {
             Self::Cudnn => {
                 // SAFETY: cudnn.h declares `size_t cudnnGetVersion(void)`, which cannot fail.
                 let ask = unsafe { loaded.get::<unsafe extern "C" fn() -> usize>("cudnnGetVersion")? };
-                // SAFETY: as above; the library is loaded while `loaded` lives.
+                // SAFETY: as above; the library stays loaded.
                 cudnn_version(unsafe { ask() })
             }
         };
@@ -152,9 +153,10 @@ fn gpu(loaded: &Loaded, ordinal: c_int) -> Result<Gpu, ProbeError> {
     Ok(Gpu { name, memory_bytes: memory as u64, compute_capability: format!("{major}.{minor}") })
 }
 
-/// A library in this process, and the name that it was found by.
+/// A library in this process, and the name that it was found by. It stays until the process ends: a driver that has
+/// begun to work may have threads, which would be without their code.
 struct Loaded {
-    library: Library,
+    library: ManuallyDrop<Library>,
     name: &'static str,
 }
 
@@ -168,7 +170,7 @@ impl Loaded {
                 // SAFETY: it runs the library's initializers. These are NVIDIA's own names, which nothing else bears
                 // that is not as harmless to load; whoever can place files there can run code as this user anyway.
                 match unsafe { Library::new(&place) } {
-                    Ok(library) => return Ok(Self { library, name }),
+                    Ok(library) => return Ok(Self { library: ManuallyDrop::new(library), name }),
                     Err(error) => broken = broken.or_else(|| told(&error, name)),
                 }
             }
