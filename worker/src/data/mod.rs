@@ -18,7 +18,7 @@ pub mod order;
 mod pillow;
 mod pool;
 pub mod rng;
-mod turbo;
+pub(crate) mod turbo;
 pub mod whole;
 
 pub use error::{DataError, ImageError};

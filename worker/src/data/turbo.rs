@@ -17,6 +17,11 @@ const DENSITY: u64 = 2 * 8 * 64;
 /// small hostile file could otherwise keep a thread busy for hours.
 const MAX_SCANS: c_int = 500;
 
+/// The version of libjpeg-turbo, and whether it was built with SIMD; none where its header did not say.
+pub(crate) fn build() -> (Option<&'static str>, Option<bool>) {
+    (option_env!("JPEG_VERSION"), option_env!("JPEG_SIMD").map(|simd| simd == "true"))
+}
+
 /// How the pixels came out of the decompressor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
