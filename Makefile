@@ -12,7 +12,8 @@ BENCH ?=
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint parity bench bench-quick speed recovery fuzz watch-test slurm-test k8s-test man demo experiment clean
+.PHONY: help setup build test lint parity bench bench-quick speed recovery fuzz watch-test slurm-test k8s-test image-test man \
+	demo experiment clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +64,9 @@ slurm-test: build ## Run jobs on a real SLURM of two nodes on this machine, as r
 
 k8s-test: build ## Hold the Kubernetes objects to their schemas and run their pods as processes, as root
 	tests/k8s/run.sh
+
+image-test: build ## Build the images and train in containers, as root; installs Debian's packages of podman
+	tests/containers/run.sh
 
 demo: build ## Make a small data set and train on it with two local workers
 	target/release/worker synth demo/data
