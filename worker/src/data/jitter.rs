@@ -69,8 +69,8 @@ impl Channels {
     /// Of one block, which may be shorter; what lies beyond stays as it was.
     fn fill(&mut self, block: &[u8], table: &ByteTable) {
         for (lane, pixel) in block.chunks_exact(3).take(LANES).enumerate() {
-            for channel in 0..3 {
-                self.0[channel][lane] = table[usize::from(pixel[channel])];
+            for (channel, &value) in self.0.iter_mut().zip(pixel) {
+                channel[lane] = table[usize::from(value)];
             }
         }
     }
@@ -110,8 +110,8 @@ fn saturate(pixels: &mut [u8], table: &ByteTable, factor: f32) {
             }
         }
         for (lane, pixel) in block.chunks_exact_mut(3).enumerate() {
-            for channel in 0..3 {
-                pixel[channel] = channels.0[channel][lane];
+            for (value, channel) in pixel.iter_mut().zip(&channels.0) {
+                *value = channel[lane];
             }
         }
     }

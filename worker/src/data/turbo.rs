@@ -292,7 +292,7 @@ mod tests {
             let wave = 90.0
                 * (f64::from(x * (channel + 1)) / 17.0).sin()
                 * (f64::from(y) / (11.0 + f64::from(channel))).cos();
-            let edge = if (x / 31 + y / 23 + channel) % 3 == 0 { 60 } else { 0 };
+            let edge = if (x / 31 + y / 23 + channel).is_multiple_of(3) { 60 } else { 0 };
             let noise = (x.wrapping_mul(2_654_435_761) ^ y.wrapping_mul(40_503) ^ channel) >> 7 & 15;
             (100.0 + wave + f64::from(edge + noise)).clamp(0.0, 255.0) as u8
         };

@@ -39,7 +39,9 @@ impl Saver {
         let (spare, spares) = mpsc::channel();
         let thread = std::thread::Builder::new().name("saver".into()).spawn(move || {
             // Sent in vain where training has ended. Where there is no memory, the copy itself says so.
-            let _ = like.room().map(|room| spare.send(room));
+            if let Ok(room) = like.room() {
+                let _ = spare.send(room);
+            }
             drop(like);
             for job in queue {
                 match job {
