@@ -37,7 +37,7 @@ fn shim() {
     println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
     println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib");
 
-    println!("cargo:rerun-if-changed=src/torch/shim.cpp");
+    println!("cargo:rerun-if-changed=src/torch");
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
     // As torch-sys finds them: beside the libraries, unless the user says otherwise.
     let include = match std::env::var("LIBTORCH_INCLUDE") {
@@ -52,6 +52,6 @@ fn shim() {
         .warnings(false)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .file("src/torch/shim.cpp")
+        .files(["shim", "precision", "layouts"].map(|name| format!("src/torch/{name}.cpp")))
         .compile("relabel_torch_shim");
 }

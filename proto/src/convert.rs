@@ -311,6 +311,7 @@ impl TryFrom<v1::StepReport> for core::StepReport {
             data_wait: duration(m.data_wait, "StepReport.data_wait")?,
             epoch_loss_sum: m.epoch_loss_sum,
             epoch_samples: m.epoch_samples,
+            loss_scale: m.loss_scale,
         })
     }
 }
@@ -327,6 +328,7 @@ impl From<core::StepReport> for v1::StepReport {
             data_wait: s.data_wait.as_secs_f64(),
             epoch_loss_sum: s.epoch_loss_sum,
             epoch_samples: s.epoch_samples,
+            loss_scale: s.loss_scale,
         }
     }
 }

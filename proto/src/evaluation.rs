@@ -9,6 +9,7 @@ use relabel_core::evaluation::{EvalSeen, Evaluation, Folder};
 use crate::Invalid;
 use crate::convert::required;
 use crate::leases::{Options, Report, Seen, WireWork, images, out_of_range, path, text, within};
+use crate::precision;
 use crate::text::{name, word};
 use crate::v1;
 
@@ -35,6 +36,7 @@ impl WireWork for Evaluation {
             multi_label: multi_label.map(text),
             fgsm,
             all_outputs,
+            precision: precision::to_wire(network.precision),
         })
     }
 
@@ -58,6 +60,7 @@ impl WireWork for Evaluation {
                 exact_resize: options.exact_resize,
                 bn_eps: options.bn_eps,
                 batch_size: within(options.batch_size, 1..=65536, "EvalOptions.batch_size")?,
+                precision: precision::from_wire(options.precision, "EvalOptions.precision")?,
             },
             sets: options.sets.into_iter().map(set).collect::<Result<_, _>>()?,
             real: options.real.map(|file| path(file, "EvalOptions.real")).transpose()?,
@@ -189,6 +192,7 @@ mod tests {
             exact_resize: true,
             bn_eps: Some(1e-3),
             batch_size: 64,
+            precision: relabel_config::Precision::Bf16,
         }
     }
 

@@ -5,6 +5,7 @@ use relabel_core::labelling::{LabelReport, LabelSeen, Labelling};
 
 use crate::Invalid;
 use crate::leases::{Options, Report, Seen, WireWork, images, path, text, within};
+use crate::precision;
 use crate::text::{sentence, word};
 use crate::v1;
 
@@ -13,7 +14,8 @@ impl WireWork for Labelling {
     type Options = LabelOptions;
 
     fn options_to_wire(options: LabelOptions) -> Options {
-        let LabelOptions { data, out, weights, arch, head, size, map, top_k, batch, half } = options;
+        let LabelOptions { data, out, weights, arch, head, size, map, top_k, batch, half, precision } =
+            options;
         Options::Label(v1::LabelOptions {
             data: text(data),
             out: text(out),
@@ -25,6 +27,7 @@ impl WireWork for Labelling {
             top_k: top_k.into(),
             batch: batch.into(),
             half,
+            precision: precision::to_wire(precision),
         })
     }
 
@@ -33,7 +36,8 @@ impl WireWork for Labelling {
         let Options::Label(options) = options else {
             return Err(Invalid::Unexpected("LeaseWelcome.options of other work"));
         };
-        let v1::LabelOptions { data, out, weights, arch, head, size, map, top_k, batch, half } = options;
+        let v1::LabelOptions { data, out, weights, arch, head, size, map, top_k, batch, half, precision } =
+            options;
         Ok(LabelOptions {
             data: path(data, "LabelOptions.data")?,
             out: path(out, "LabelOptions.out")?,
@@ -45,6 +49,7 @@ impl WireWork for Labelling {
             top_k: within(top_k, 1..=1000, "LabelOptions.top_k")? as u16,
             batch: within(batch, 1..=u32::from(u16::MAX), "LabelOptions.batch")? as u16,
             half,
+            precision: precision::from_wire(precision, "LabelOptions.precision")?,
         })
     }
 
@@ -99,6 +104,7 @@ mod tests {
             top_k: 5,
             batch: 8,
             half: true,
+            precision: relabel_config::Precision::Fp16,
         }
     }
 

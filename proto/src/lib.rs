@@ -7,6 +7,7 @@ mod convert;
 mod evaluation;
 mod labelling;
 mod leases;
+mod precision;
 pub mod security;
 mod status;
 mod text;

@@ -390,6 +390,7 @@ fn step_report(position: Position, duration: Duration) -> StepReport {
         data_wait: Duration::ZERO,
         epoch_loss_sum: 1024.0 * done as f64,
         epoch_samples: 512 * done,
+        loss_scale: None,
     }
 }
 

@@ -10,6 +10,7 @@ use relabel_config::Config;
 use relabel_core::{FromWorker, Hello, Outcome, Rank, ToWorker};
 use relabel_proto::security::Access;
 use worker::session::{self, Session};
+use worker::torch;
 use worker::train::trainer::{Ended, Setup, TrainError, Trainer};
 
 use crate::cli::TrainArgs;
@@ -23,11 +24,12 @@ const SIGTERM: u8 = 15;
 /// Runs as a rank until the run is over.
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
     if let Some(gpu) = args.gpu {
+        torch::cuda::open(gpu).with_context(|| format!("--gpu {gpu}"))?;
         bail!("--gpu {gpu}: this build trains on the CPU only so far; leave --gpu out or use --cpu");
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = args.threads.unwrap_or(cores).max(1);
-    worker::torch::set_num_threads(threads);
+    torch::set_num_threads(threads);
 
     let access = args.access.to(&args.coordinator)?;
     let (listener, ring_address) = ring_listener(&args, &access)?;
@@ -50,6 +52,9 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         serde_json::from_str(&welcome.config).context("the coordinator's configuration cannot be read")?;
     let span = tracing::info_span!("worker", run_id = %welcome.run_id, rank = welcome.rank.0);
     let _in_span = span.enter();
+    if let Some(note) = config.compute.precision_note(false) {
+        tracing::info!("{note}");
+    }
     tracing::info!("seated as rank {} of {}", welcome.rank, welcome.world);
 
     let run_dir = args.run_dir.clone().unwrap_or_else(|| PathBuf::from(&welcome.run_dir));

@@ -94,6 +94,7 @@ fn a_checkpoint_is_verified_before_it_is_shown() {
         ema: None,
         optimizer_name: "sgd".into(),
         optimizer: vec![],
+        loss_scale: None,
     };
     let written = worker::checkpoint::write(&state, folder.path(), "last").unwrap();
     let file = written.file.to_str().unwrap();

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use clap::Args;
 
-use crate::arch;
+use crate::{Precision, arch};
 
 /// A network from a file of weights, and what is done to its images.
 #[derive(Debug, Clone, PartialEq, Args)]
@@ -37,6 +37,9 @@ pub struct NetworkOptions {
     /// Images in one forward pass
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub batch_size: u32,
+    /// What convolutions and matrix products compute in
+    #[arg(long, value_name = "P", value_enum, default_value_t)]
+    pub precision: Precision,
 }
 
 /// The options of an evaluation.

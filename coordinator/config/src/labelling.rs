@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::arch;
+use crate::{Precision, arch};
 
 /// The options of a labelling.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -41,6 +41,9 @@ pub struct LabelOptions {
     /// Write float16: half the size, logits rounded to 11 bits
     #[arg(long)]
     pub half: bool,
+    /// What the network's convolutions compute in; scores are float32
+    #[arg(long, value_name = "P", value_enum, default_value_t)]
+    pub precision: Precision,
 }
 
 impl LabelOptions {

@@ -10,6 +10,8 @@ mod arch;
 mod evaluation;
 mod labelling;
 mod picture;
+mod precision;
+mod processor;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -19,6 +21,8 @@ pub use arch::{ARCHS, SCRIPT, file_stem, parameters};
 pub use evaluation::{EvalOptions, NamedSet, NetworkOptions};
 pub use labelling::LabelOptions;
 pub use picture::{PICTURES, Picture};
+pub use precision::{Precision, PrecisionChoice};
+pub use processor::unfit_processor;
 pub use schema::{IGNORED, Kind, Setting, Value, nearest, schema};
 pub use validate::{Invalid, validate};
 
@@ -231,8 +235,10 @@ pub struct Compute {
     pub seed: i64,
     /// The reference's key; a worker is given its device by `--gpu` or `--cpu`.
     pub gpu: i64,
-    /// The reference's apex level, O0 to O3.
+    /// The reference's apex level, O0 to O3; [`Compute::precision_on`] says what it means.
     pub opt_level: String,
+    /// What convolutions and matrix products compute in.
+    pub precision: PrecisionChoice,
     /// Images that a worker takes through the network at once; 0 for all of its slice.
     pub micro_batch: u32,
     /// Loader threads of one worker at most; never more than its share of the machine's cores.
@@ -400,7 +406,14 @@ impl Default for Ema {
 
 impl Default for Compute {
     fn default() -> Self {
-        Self { seed: -1, gpu: -1, opt_level: "O1".into(), micro_batch: 0, num_workers: 32 }
+        Self {
+            seed: -1,
+            gpu: -1,
+            opt_level: "O1".into(),
+            precision: PrecisionChoice::Auto,
+            micro_batch: 0,
+            num_workers: 32,
+        }
     }
 }
 

@@ -111,7 +111,7 @@ pub struct Dataset {
 pub struct StepReport {
     /// The step that was done.
     pub position: Position,
-    /// Mean loss of the global batch, before the update; not finite where the update was left out.
+    /// Mean loss of the global batch, before the update; not finite where the update was left out for that.
     pub loss: f64,
     /// Learning rate of the update.
     pub learning_rate: f64,
@@ -124,6 +124,9 @@ pub struct StepReport {
     /// Sum of the losses and number of samples since the epoch began.
     pub epoch_loss_sum: f64,
     pub epoch_samples: u64,
+    /// What the loss of the next step is scaled by, in fp16. Smaller than the step before's where the gradient
+    /// overflowed and the update was left out for that.
+    pub loss_scale: Option<f64>,
 }
 
 /// Where a rank's time went over some steps, in sums. What it did itself and what it waited for are apart: the

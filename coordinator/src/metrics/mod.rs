@@ -40,6 +40,9 @@ pub struct StepPoint {
     /// Images left out as unreadable (`data.on_error: skip`).
     #[serde(default)]
     pub skipped: u64,
+    /// In fp16, what the loss of the next step is scaled by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
     /// Unix time, seconds.
     #[serde(deserialize_with = "number")]
     pub time: f64,

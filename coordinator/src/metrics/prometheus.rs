@@ -52,6 +52,7 @@ fn run(page: &mut Page, view: &View) {
 fn training(page: &mut Page, view: &View) {
     page.gauge("relabel_train_loss", "Mean loss of the last global batch, nats.", view.loss);
     page.gauge("relabel_learning_rate", "Learning rate of the last step.", view.learning_rate);
+    page.gauge("relabel_loss_scale", "What the loss is scaled by in fp16.", view.loss_scale);
     page.gauge(
         "relabel_images_per_second",
         "Images trained on a second, all workers together, over the newest steps.",

@@ -14,6 +14,7 @@ fn step(epoch: u32, step: u64) -> StepPoint {
         images_per_second: 162.0,
         data_wait: 0.001,
         skipped: 0,
+        loss_scale: None,
         time: 1_700_000_000.5,
     }
 }

@@ -56,6 +56,7 @@ fn step(epoch: u32, step: u64) -> Observation {
         data_wait: Duration::ZERO,
         epoch_loss_sum: 8.0,
         epoch_samples: 8,
+        loss_scale: None,
     })
 }
 

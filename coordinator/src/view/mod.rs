@@ -64,6 +64,8 @@ pub struct View {
     /// Mean loss of the last global batch, nats.
     pub loss: Option<f64>,
     pub learning_rate: Option<f64>,
+    /// In fp16, what the loss of the next step is scaled by.
+    pub loss_scale: Option<f64>,
     /// All workers together, over the newest steps.
     pub images_per_second: Option<f64>,
     /// Mean length of the newest steps on the rank that reports them.
@@ -223,6 +225,7 @@ impl View {
             training: Some(status.training),
             loss: status.loss,
             learning_rate: tally.learning_rate(),
+            loss_scale: tally.loss_scale(),
             images_per_second: recent.map(|recent| recent.images_per_second),
             step_seconds: recent.map(|recent| recent.step_seconds),
             data_wait_seconds: recent.map(|recent| recent.data_wait_seconds),

@@ -90,6 +90,7 @@ pub struct Tally {
     /// Length, wait for data, and images of the newest steps.
     recent: VecDeque<(Duration, Duration, u64)>,
     learning_rate: Option<f64>,
+    loss_scale: Option<f64>,
     losses: VecDeque<f64>,
     /// Lengths of the steps of the epoch under way, and whether all of them were seen.
     epoch_steps: Histogram,
@@ -129,6 +130,7 @@ impl Tally {
             window: Window::default(),
             recent: VecDeque::new(),
             learning_rate: None,
+            loss_scale: None,
             losses: VecDeque::new(),
             epoch_steps: Histogram::default(),
             whole_epoch: false,
@@ -228,6 +230,7 @@ impl Tally {
         }
         self.epoch_steps.add(step.duration.as_secs_f64());
         self.learning_rate = Some(step.learning_rate);
+        self.loss_scale = step.loss_scale;
         self.validating = None;
         let done = step.position.step + 1;
         self.next = Some(Position { epoch: step.position.epoch, step: done });
@@ -263,6 +266,7 @@ impl Tally {
             images_per_second: window.samples as f64 / window.duration.as_secs_f64().max(1e-9),
             data_wait: window.data_wait.as_secs_f64() / window.steps as f64,
             skipped: window.skipped,
+            loss_scale: step.loss_scale,
             time,
         }
     }
@@ -343,6 +347,11 @@ impl Tally {
 
     pub fn learning_rate(&self) -> Option<f64> {
         self.learning_rate
+    }
+
+    /// In fp16, what the loss of the next step is scaled by.
+    pub fn loss_scale(&self) -> Option<f64> {
+        self.loss_scale
     }
 
     pub fn recent_losses(&self) -> Vec<f64> {

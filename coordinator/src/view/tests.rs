@@ -40,6 +40,7 @@ fn step(epoch: u32, step: u64) -> Observation {
         data_wait: Duration::from_micros(62_500),
         epoch_loss_sum: 0.0,
         epoch_samples: 0,
+        loss_scale: None,
     })
 }
 

@@ -13,6 +13,7 @@ fn report() -> core::StepReport {
         data_wait: Duration::from_millis(10),
         epoch_loss_sum: 99.5,
         epoch_samples: 1150,
+        loss_scale: Some(65536.0),
     }
 }
 

@@ -1,11 +1,11 @@
-//! Training steps on given batches, by the learner that a rank trains with: `tests/parity/curve.py` compares
-//! the losses, the weights and their average with those of PyTorch.
+//! Training steps on given batches, by the learner that a rank trains with: `tests/parity/curve.py` and `precision.py`
+//! compare the losses, the weights and their average with those of PyTorch.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
-use relabel_config::Config;
+use relabel_config::{Config, Precision};
 use relabel_core::Position;
 use tch::{Device, Kind, Tensor};
 use worker::collective::{AbortHandle, Solo};
@@ -20,7 +20,8 @@ use super::ParityError;
 use super::optim::Options;
 
 /// `input`, a safetensors file: `images` `[steps, B, size, size, 3]` and `targets` `[steps, B, classes]`.
-/// `output` receives `loss` `[steps]` (means over the batch), `model.<name>` and `ema.<name>`.
+/// `output` receives `loss` `[steps]` (means over the batch), `model.<name>` and `ema.<name>`, and in fp16
+/// `loss_scale` `[steps]`, that of the next step each.
 #[derive(Debug, Args)]
 pub(super) struct CurveArgs {
     #[command(flatten)]
@@ -41,6 +42,8 @@ pub(super) struct CurveArgs {
     label_smoothing: f64,
     #[arg(long)]
     ema_decay: f64,
+    #[arg(long, value_enum, default_value_t)]
+    precision: Precision,
     #[arg(long)]
     input: PathBuf,
     #[arg(long)]
@@ -81,6 +84,7 @@ pub(super) fn run(args: &CurveArgs) -> Result<(), ParityError> {
     config.model.arch = args.arch.clone();
     config.data.image_size = size;
     config.compute.seed = args.seed;
+    config.compute.precision = args.precision.into();
     config.optim.epochs = (steps as u64).div_ceil(args.steps_per_epoch) as u32;
     config.optim.lr.init = args.lr;
     config.optim.warmup.epochs = args.warmup_epochs;
@@ -92,7 +96,7 @@ pub(super) fn run(args: &CurveArgs) -> Result<(), ParityError> {
     let floats = pixels.len() / steps as usize;
     let mut learner = Learner::new(&config, classes as u32, args.steps_per_epoch, Device::Cpu)?;
     let mut ring = Solo::new(AbortHandle::new());
-    let mut losses = Vec::new();
+    let (mut losses, mut scales) = (Vec::new(), Vec::new());
     for step in 0..steps as usize {
         let first = step as u32 * n as u32;
         let sample_ids: Vec<u32> = (first..first + n as u32).collect();
@@ -114,9 +118,11 @@ pub(super) fn run(args: &CurveArgs) -> Result<(), ParityError> {
             &mut ring,
         )?;
         losses.push(stepped.loss_sum / n as f64);
+        scales.extend(stepped.loss_scale);
     }
 
     let mut results = vec![("loss".to_owned(), Tensor::from_slice(&losses).to_kind(Kind::Float))];
+    results.push(("loss_scale".to_owned(), Tensor::from_slice(&scales)));
     let named = |prefix: &'static str, model: &worker::model::Model| {
         let state = model.state_dict().into_iter();
         state.map(move |(name, tensor)| (format!("{prefix}.{name}"), tensor.detach())).collect::<Vec<_>>()

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use relabel_config::Precision;
 use tch::{CModule, Device, Kind, Tensor};
 
 use crate::labels::LabelMap;
 use crate::model::{Model, build, image_batch};
-use crate::torch::{TorchError, as_f32};
+use crate::torch::{TorchError, as_f32, autocast};
 use crate::weights;
 
 /// What `--arch` names.
@@ -41,6 +42,7 @@ pub struct Annotator {
     /// Weight `[classes, C, 1, 1]` and bias `[classes]`; none for a script that gives scores.
     head: Option<(Tensor, Tensor)>,
     top_k: usize,
+    precision: Precision,
 }
 
 enum Body {
@@ -49,19 +51,26 @@ enum Body {
 }
 
 impl Annotator {
-    /// Loads the annotator onto the CPU.
+    /// Loads the annotator onto the CPU. The feature map is computed in `precision`, the scores of it in f32.
     ///
     /// # Errors
     /// A file that is missing, unreadable or of another network; one that is needed, or not, and is not
     /// given, or is.
-    pub fn open(arch: &Arch, weights: Option<&Path>, head: Option<&Path>, top_k: u16) -> Result<Self> {
+    pub fn open(
+        arch: &Arch,
+        weights: Option<&Path>,
+        head: Option<&Path>,
+        top_k: u16,
+        precision: Precision,
+    ) -> Result<Self> {
         let (body, head) = match arch {
             Arch::Network(name) => {
                 ensure!(head.is_none(), "--head goes with --arch script:FILE; {name} has its own");
                 let Some(file) = weights else {
                     bail!("--weights FILE is needed: trained weights of {name}");
                 };
-                let model = network(name, file)?;
+                let mut model = network(name, file)?;
+                model.set_precision(precision)?;
                 let head = model.head()?;
                 (Body::Network(model), Some(head))
             }
@@ -79,7 +88,7 @@ impl Annotator {
         };
         let top_k = usize::from(top_k);
         let classes = head.as_ref().map(|(weight, _)| weight.size()[0] as usize);
-        Ok(Self { body, head, top_k: classes.map_or(top_k, |classes| top_k.min(classes)) })
+        Ok(Self { body, head, top_k: classes.map_or(top_k, |classes| top_k.min(classes)), precision })
     }
 
     /// Number of classes, unless only the scores will show it.
@@ -121,12 +130,13 @@ impl Annotator {
     /// Scores `[B, classes, h, w]` of images `[B, 3, H, W]`.
     fn scores(&self, x: &Tensor) -> Result<Tensor> {
         let features = match &self.body {
-            Body::Network(model) => model.features(x)?,
+            Body::Network(model) => model.features(x)?.to_kind(Kind::Float),
             Body::Script(module, file) => {
                 let shown = file.display();
-                let output = module.forward_ts(&[x]).map_err(|why| {
-                    anyhow!("{shown} failed on images {:?}: {}", x.size(), first_line(&why))
-                })?;
+                let output =
+                    autocast(x.device(), self.precision, || module.forward_ts(&[x])).map_err(|why| {
+                        anyhow!("{shown} failed on images {:?}: {}", x.size(), first_line(&why))
+                    })?;
                 let size = output.size();
                 let cells = output.dim() == 4 && size[0] == x.size()[0];
                 ensure!(cells, "{shown} gives {size:?} for images {:?}; wanted [B, C, h, w]", x.size());

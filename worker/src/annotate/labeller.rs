@@ -83,7 +83,7 @@ impl Labeller {
         let split = Arc::new(Split::open(&training_folder(&options.data), None)?);
         let side = options.size.or_else(|| Some(options.map? * STRIDE)).unwrap_or(SIZE);
         let (weights, head) = (options.weights.as_deref(), options.head.as_deref());
-        let annotator = Annotator::open(&arch, weights, head, options.top_k)?;
+        let annotator = Annotator::open(&arch, weights, head, options.top_k, options.precision)?;
         if let Some(classes) = annotator.classes() {
             compare_classes(classes, &split, &options)?;
         }

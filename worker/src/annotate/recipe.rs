@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use relabel_config::LabelOptions;
+use relabel_config::{LabelOptions, Precision};
 use serde::{Deserialize, Serialize};
 
 use super::annotator::{Annotator, Arch};
@@ -28,6 +28,8 @@ pub(super) struct Recipe {
     size: u32,
     top_k: usize,
     dtype: String,
+    /// What the network computed in; none for float32.
+    precision: Option<String>,
 }
 
 impl Recipe {
@@ -45,6 +47,7 @@ impl Recipe {
             head: options.head.as_deref().map(content_hash).transpose()?,
             size,
             top_k: annotator.top_k(),
+            precision: (options.precision != Precision::Fp32).then(|| options.precision.name().to_owned()),
             dtype: if options.half { "float16" } else { "float32" }.to_owned(),
         })
     }

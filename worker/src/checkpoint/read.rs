@@ -4,8 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::Path;
 
-use super::write::{DIGEST, EXTRA, FORMAT, FORMAT_NAME, NO_DIGEST, OPTIMIZER, OPTIMIZER_NAME, TRAINED};
+use super::write::{
+    DIGEST, EXTRA, FORMAT, FORMAT_NAME, LOSS_SCALE, LOSS_SCALE_STEPS, NO_DIGEST, OPTIMIZER, OPTIMIZER_NAME,
+    TRAINED,
+};
 use super::{CheckpointError, Progress, State, safetensors_file};
+use crate::train::loss_scale::LossScale;
 
 /// Compares the whole file at `path` with `expected` (64 hexadecimal digits), or with the `.b3` file beside it.
 /// Needs no memory to speak of.
@@ -98,7 +102,18 @@ pub(crate) fn parse(path: &Path, mut file: Vec<u8>) -> Result<State, CheckpointE
     }
     let (model, ema) = if trained.is_empty() { (plain, None) } else { (trained, Some(plain)) };
     let optimizer_name = text.get(OPTIMIZER_NAME).map_or("sgd", String::as_str).to_owned();
-    Ok(State { progress, arch: field("arch")?.clone(), metadata, model, ema, optimizer_name, optimizer })
+    let loss_scale = loss_scale(text).map_err(damaged)?;
+    let arch = field("arch")?.clone();
+    Ok(State { progress, arch, metadata, model, ema, optimizer_name, optimizer, loss_scale })
+}
+
+/// What the loss was scaled by, in files of runs in fp16.
+fn loss_scale(text: &HashMap<String, String>) -> Result<Option<LossScale>, String> {
+    let Some(scale) = text.get(LOSS_SCALE) else { return Ok(None) };
+    let scale = scale.parse().map_err(|error| format!("{LOSS_SCALE}: {error}"))?;
+    let steps = text.get(LOSS_SCALE_STEPS).ok_or_else(|| format!("its header lacks {LOSS_SCALE_STEPS}"))?;
+    let steps = steps.parse().map_err(|error| format!("{LOSS_SCALE_STEPS}: {error}"))?;
+    LossScale::new(scale, steps).map(Some)
 }
 
 /// Puts zeros where `digest` stands in the header, as it was when the digest was taken, and takes it again.

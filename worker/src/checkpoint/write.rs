@@ -11,6 +11,7 @@ use tch::Tensor;
 use super::safetensors_file::Contents;
 use super::temporary::Temporary;
 use super::{CheckpointError, State};
+use crate::train::loss_scale::LossScale;
 
 /// Keys of the header's metadata. Those of [`State::metadata`] follow [`EXTRA`].
 pub(super) const FORMAT: &str = "format";
@@ -25,6 +26,9 @@ pub(super) const OPTIMIZER: &str = "optimizer.";
 pub(super) const TRAINED: &str = "optimizer.trained.";
 /// Key of the optimizer's name; a file without it is from a time when there was only one.
 pub(super) const OPTIMIZER_NAME: &str = "optimizer";
+/// Keys of what the loss is scaled by, in files of runs in fp16.
+pub(super) const LOSS_SCALE: &str = "loss_scale";
+pub(super) const LOSS_SCALE_STEPS: &str = "loss_scale_steps";
 
 /// A checkpoint that is on the disk for good.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +113,10 @@ fn contents(state: &State) -> Contents<'_> {
         (OPTIMIZER_NAME, state.optimizer_name.clone()),
     ] {
         metadata.insert(key.to_owned(), value);
+    }
+    if let Some(LossScale { scale, good_steps }) = state.loss_scale {
+        metadata.insert(LOSS_SCALE.to_owned(), scale.to_string());
+        metadata.insert(LOSS_SCALE_STEPS.to_owned(), good_steps.to_string());
     }
     let (plain, trained) = match &state.ema {
         Some(average) => (average.as_slice(), state.model.as_slice()),

@@ -45,3 +45,10 @@ pub struct CropBox {
     pub height: u32,
     pub width: u32,
 }
+
+impl CropBox {
+    /// All of an image.
+    pub fn whole(size: ImageSize) -> Self {
+        Self { top: 0, left: 0, height: size.height, width: size.width }
+    }
+}

@@ -57,6 +57,7 @@ pub fn open(options: &NetworkOptions, threads: usize) -> Result<Network, Network
     }
     weights::load(&mut model, &weights, Head::Strict)?;
     model.to_channels_last()?;
+    model.set_precision(options.precision)?;
     let classes = options.classes.as_deref().map(Classes::read).transpose()?;
     let too_many = classes.as_ref().zip(options.classes.as_ref()).filter(|(c, _)| c.len() as i64 > outputs);
     if let Some((classes, path)) = too_many {

@@ -18,6 +18,8 @@ pub struct FlatGradients {
     flat: Tensor,
     /// Each running statistic, its place in `flat`, and its value before the step.
     statistics: Vec<(Tensor, Tensor, Tensor)>,
+    /// Values that are gradients: the first part.
+    gradients: usize,
     scalars: usize,
 }
 
@@ -51,7 +53,7 @@ impl FlatGradients {
             torch::set_grad(parameter, &place(parameter))?;
         }
         let statistics = statistics.into_iter().map(|t| (t.shallow_clone(), place(t), t.copy())).collect();
-        Ok(Self { flat, statistics, scalars })
+        Ok(Self { flat, statistics, gradients: in_gradients, scalars })
     }
 
     /// Values in the whole buffer.
@@ -71,6 +73,14 @@ impl FlatGradients {
     /// Multiplies the gradients and the statistics, not the scalars, by `factor`.
     pub fn scale(&mut self, factor: f64) {
         let _ = self.flat.narrow(0, 0, (self.len() - self.scalars) as i64).g_mul_scalar_(factor);
+    }
+
+    /// Multiplies the gradients alone by `inverse_scale`, and says whether all of them were finite.
+    ///
+    /// # Errors
+    /// What libtorch throws.
+    pub fn unscale(&mut self, inverse_scale: f32) -> Result<bool, TorchError> {
+        torch::unscale(&mut self.flat.narrow(0, 0, self.gradients as i64), inverse_scale)
     }
 
     /// The whole buffer in main memory, to reduce in place.

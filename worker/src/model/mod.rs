@@ -6,6 +6,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use relabel_config::Precision;
 use tch::{Device, Kind, Tensor};
 
 mod efficientnet;
@@ -13,6 +14,8 @@ mod efficientnet;
 mod family_tests;
 mod flat_gradients;
 pub mod layers;
+#[cfg(test)]
+mod precision_tests;
 mod resnet;
 pub mod rexnet;
 mod script;
@@ -78,6 +81,7 @@ pub struct Model {
     arch: String,
     classes: i64,
     batch_norm: BatchNormOptions,
+    precision: Precision,
     root: Box<dyn Layer>,
     /// State_dict order; handles to the very tensors that the layers hold.
     tensors: Vec<(String, Tensor)>,
@@ -152,7 +156,10 @@ pub fn build(
     });
     match failed {
         Some(error) => Err(error.into()),
-        None => Ok(Model { arch: arch.to_owned(), classes, batch_norm, root, tensors, parameters, buffers }),
+        None => {
+            let (arch, precision) = (arch.to_owned(), Precision::Fp32);
+            Ok(Model { arch, classes, batch_norm, precision, root, tensors, parameters, buffers })
+        }
     }
 }
 
@@ -186,6 +193,21 @@ impl Model {
         self.batch_norm
     }
 
+    /// What convolutions and matrix products compute in; fp32 unless told otherwise.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Has [`Self::forward`] and [`Self::features`] compute in `precision`. The tensors of the model stay f32.
+    ///
+    /// # Errors
+    /// What libtorch throws where it cannot prepare the device.
+    pub fn set_precision(&mut self, precision: Precision) -> Result<(), ModelError> {
+        torch::prepare(self.device(), precision)?;
+        self.precision = precision;
+        Ok(())
+    }
+
     pub fn device(&self) -> Device {
         self.tensors.first().map_or(Device::Cpu, |(_, tensor)| tensor.device())
     }
@@ -200,13 +222,13 @@ impl Model {
         &self.buffers
     }
 
-    /// Logits `[B, classes]` of `x` `[B, 3, H, W]`. With `train`, BatchNorm uses and updates batch
-    /// statistics unless frozen. Gradients are recorded unless the caller has turned them off.
+    /// Logits `[B, classes]` of `x` `[B, 3, H, W]`, of the kind that the precision gives. With `train`, BatchNorm uses
+    /// and updates batch statistics unless frozen. Gradients are recorded unless the caller has turned them off.
     ///
     /// # Panics
     /// If `x` is not `[B, 3, H, W]` of the parameters' kind and device.
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        self.root.forward(x, train)
+        torch::autocast(self.device(), self.precision, || self.root.forward(x, train))
     }
 
     /// Runs one black image of `size` x `size` pixels through a network that was not built here, to find out
@@ -225,7 +247,7 @@ impl Model {
     }
 
     /// The last feature map of images `[B, 3, H, W]`: `[B, C, h, w]`, before the global pooling, with
-    /// running statistics.
+    /// running statistics. Of the kind that the precision gives.
     ///
     /// # Errors
     /// An architecture whose head is not a pooling and one linear layer.
@@ -233,7 +255,8 @@ impl Model {
     /// # Panics
     /// As [`Model::forward`].
     pub fn features(&self, images: &Tensor) -> Result<Tensor, ModelError> {
-        self.root.features(images).ok_or_else(|| ModelError::NoFeatures(self.arch.clone()))
+        let features = torch::autocast(self.device(), self.precision, || self.root.features(images));
+        features.ok_or_else(|| ModelError::NoFeatures(self.arch.clone()))
     }
 
     /// The linear layer of the head as a 1x1 convolution: weight `[classes, C, 1, 1]` and bias `[classes]`.

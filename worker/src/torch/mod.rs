@@ -1,8 +1,8 @@
 //! What tch does not expose of libtorch, behind a safe face: memory formats, gradients that are views
-//! of one buffer, tensors read and written as slices, the fused SGD kernel, and TorchScript modules with all
-//! their tensors.
+//! of one buffer, tensors read and written as slices, the fused SGD kernel, mixed precision, and TorchScript modules
+//! with all their tensors.
 //!
-//! This is the one module of the worker that talks to C++ (`shim.cpp`); everything here may be called
+//! This is the one module of the worker that talks to C++ (`*.cpp`); everything here may be called
 //! from safe code with any tensor, and what does not fit is a [`TorchError`].
 //!
 //! A slice borrowed from a tensor sees its memory, not a copy. As with every libtorch operator, nothing
@@ -16,11 +16,16 @@ use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
 mod about;
+pub mod cuda;
+mod precision;
 mod script;
 #[cfg(test)]
 mod tests;
 
 pub use about::{About, about};
+#[cfg(test)]
+pub(crate) use precision::layouts;
+pub use precision::{autocast, prepare, unscale};
 pub use script::{ScriptModule, ScriptTensor};
 
 /// Why libtorch did not do what it was asked.

@@ -1,5 +1,4 @@
-// What tch does not expose of libtorch. Every function returns null when it succeeded and otherwise a
-// message from malloc, which the caller gives to relabel_torch_free: no exception crosses into Rust.
+// What tch does not expose of libtorch. How a function ends is in guarded.h.
 //
 // Only the narrow ATen headers are included: torch/torch.h takes half a minute to compile.
 
@@ -15,8 +14,6 @@
 #include <cctype>
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
-#include <exception>
 #include <new>
 #include <sstream>
 #include <stdexcept>
@@ -24,27 +21,9 @@
 #include <unordered_set>
 #include <vector>
 
+#include "guarded.h"
+
 namespace {
-
-char* message(const char* text) {
-  char* copy = strdup(text);
-  return copy ? copy : strdup("out of memory");
-}
-
-template <class Body>
-char* guarded(Body&& body) noexcept {
-  try {
-    body();
-    return nullptr;
-  } catch (const c10::Error& e) {
-    // Without libtorch's own stack trace, which fills a screen.
-    return message(e.what_without_backtrace());
-  } catch (const std::exception& e) {
-    return message(e.what());
-  } catch (...) {
-    return message("an exception that is not a std::exception");
-  }
-}
 
 std::vector<at::Tensor> list(at::Tensor* const* tensors, size_t count) {
   std::vector<at::Tensor> out;

@@ -6,6 +6,8 @@
 //! count that came with the sum puts it right. BatchNorm's running statistics and the sums that a report
 //! needs travel in the same buffer, so that every rank holds the same state after every step.
 //!
+//! In fp16 the loss is scaled, and a gradient that overflowed is an update that no rank does: see [`LossScale`].
+//!
 //! The masks of dropout and stochastic depth come from libtorch's generator, which is seeded anew for every step
 //! from (seed, epoch, step, rank): a run that was interrupted draws the same ones again. They are other ones
 //! with another number of ranks.
@@ -13,11 +15,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use relabel_config::Config;
+use relabel_config::{Config, Precision};
 use relabel_core::Position;
 use tch::Device;
 
 use super::loss::soft_cross_entropy;
+use super::loss_scale::LossScale;
 use crate::checkpoint::{CheckpointError, Progress, State};
 use crate::collective::{Collective, CollectiveError, buckets};
 use crate::data::loader::Batch;
@@ -31,7 +34,8 @@ const LOSS: usize = 0;
 const SAMPLES: usize = 1;
 const SKIPPED: usize = 2;
 const LEAVING: usize = 3;
-const SCALARS: usize = 4;
+const SCALE: usize = 4;
+const SCALARS: usize = 5;
 
 /// Why a step could not be done. The state is that before the step.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +49,16 @@ pub enum StepError {
          newest checkpoint with --resume (samples of this rank's slice: {samples:?})"
     )]
     NotFinite { loss: f64, position: Position, samples: Vec<u32> },
+    #[error(
+        "at {position} this rank scales its loss by {own}, and the mean over the ranks is {mean}: some train in another \
+         precision; set compute.precision to one that all of them can do"
+    )]
+    Scales { position: Position, own: f32, mean: f32 },
+    #[error(
+        "at {position} the gradient is not finite in fp16, however small the loss is scaled (down to {scale:.1e}): lower \
+         optim.lr.init, or set compute.precision bf16, then carry on from the newest checkpoint with --resume"
+    )]
+    Overflow { position: Position, scale: f32 },
 }
 
 /// What a step found; the same numbers on every rank.
@@ -59,10 +73,21 @@ pub struct Stepped {
     pub learning_rate: f64,
     /// Some rank wants the generation to end after this step; all ranks learn of it together.
     pub leaving: bool,
-    /// Whether the update was done: it is left out where the loss is no number, if that is wanted.
-    pub updated: bool,
+    pub update: Update,
+    /// In fp16, what the loss of the next step is scaled by.
+    pub loss_scale: Option<f32>,
     /// How long this rank waited for the others and the wire.
     pub waited: Duration,
+}
+
+/// What became of a step's update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Update {
+    Done,
+    /// Left out, as is wanted where the loss is no number.
+    NoLoss,
+    /// Left out, as the gradient of the scaled loss overflowed in fp16.
+    Overflow,
 }
 
 /// What is asked of a step, beside its batch.
@@ -84,6 +109,8 @@ pub struct Learner {
     pub optimizer: Optimizer,
     /// Where the run keeps one.
     pub ema: Option<Ema>,
+    /// In fp16.
+    loss_scale: Option<LossScale>,
     gradients: FlatGradients,
     config: Config,
     steps_per_epoch: u64,
@@ -99,12 +126,14 @@ impl Learner {
     ) -> Result<Self, ModelError> {
         let bn = (&config.optim.bn).into();
         let seed = config.compute.seed;
+        let precision = config.compute.precision_on(device.is_cuda());
         let build = || {
             let mut model = crate::model::build(&config.model.arch, i64::from(classes), bn, device, seed)?;
             if config.model.is_script() {
                 model.check_output(i64::from(config.data.image_size))?;
             }
             model.to_channels_last()?;
+            model.set_precision(precision)?;
             Ok::<_, ModelError>(model)
         };
         let model = build()?;
@@ -113,7 +142,8 @@ impl Learner {
         let ema = averages.then(|| Ema::new(build()?, &model, decay)).transpose()?;
         let optimizer = Optimizer::new(model.parameters(), &config.optim);
         let gradients = FlatGradients::new(&model, SCALARS)?;
-        Ok(Self { model, optimizer, ema, gradients, config: config.clone(), steps_per_epoch })
+        let loss_scale = (precision == Precision::Fp16).then(LossScale::default);
+        Ok(Self { model, optimizer, ema, loss_scale, gradients, config: config.clone(), steps_per_epoch })
     }
 
     /// What is validated: the moving average where there is one.
@@ -137,16 +167,10 @@ impl Learner {
         Ok(loaded)
     }
 
-    /// Copies everything that training goes on from aside.
-    ///
-    /// # Errors
-    /// As [`State::snapshot`].
-    pub fn snapshot(
-        &self,
-        progress: Progress,
-        metadata: BTreeMap<String, String>,
-    ) -> Result<State, CheckpointError> {
-        State::snapshot(&self.model, &self.optimizer, self.ema.as_ref(), progress, metadata)
+    /// Everything that training goes on from, as [`State::of`] has it.
+    pub fn state(&self, progress: Progress, metadata: BTreeMap<String, String>) -> State {
+        let state = State::of(&self.model, &self.optimizer, self.ema.as_ref(), progress, metadata);
+        State { loss_scale: self.loss_scale, ..state }
     }
 
     /// Goes on from `state`.
@@ -154,21 +178,28 @@ impl Learner {
     /// # Errors
     /// As [`State::restore`].
     pub fn restore(&mut self, state: &State) -> Result<(), CheckpointError> {
-        state.restore(&mut self.model, &mut self.optimizer, self.ema.as_mut())
+        state.restore(&mut self.model, &mut self.optimizer, self.ema.as_mut())?;
+        // A state that was not trained in fp16 has none to go on with.
+        self.loss_scale = self.loss_scale.map(|_| state.loss_scale.unwrap_or_default());
+        Ok(())
     }
 
-    /// Does a step with this rank's slice of the global batch.
+    /// Does a step with this rank's slice of the global batch. Where the update is left out, the state is that before
+    /// the step but for the loss scale.
     ///
     /// # Errors
     /// The state is that before the step.
     pub fn step(&mut self, batch: &Batch, ask: Ask, ring: &mut dyn Collective) -> Result<Stepped, StepError> {
         self.gradients.zero();
         self.gradients.keep_buffers();
-        let stepped = self.reduced(batch, ask, ring).inspect_err(|_| {
+        let mut stepped = self.reduced(batch, ask, ring).inspect_err(|_| {
             // The forward pass has moved BatchNorm's statistics; the step is not done, and may be done again.
             self.gradients.restore_buffers();
         })?;
-        if !stepped.updated {
+        if let Some(scale) = self.loss_scale {
+            stepped = self.unscaled(stepped, scale, ask).inspect_err(|_| self.gradients.restore_buffers())?;
+        }
+        if stepped.update != Update::Done {
             self.gradients.restore_buffers();
             return Ok(stepped);
         }
@@ -187,6 +218,22 @@ impl Learner {
         Ok(stepped)
     }
 
+    /// Makes the reduced gradient that of the loss itself, and the scale that of the next step.
+    fn unscaled(&mut self, stepped: Stepped, scale: LossScale, ask: Ask) -> Result<Stepped, StepError> {
+        let finite = self.gradients.unscale(scale.inverse())?;
+        let mut next = scale;
+        next.update(finite);
+        if next.is_exhausted() {
+            return Err(StepError::Overflow { position: ask.position, scale: scale.scale });
+        }
+        self.loss_scale = Some(next);
+        let update = match stepped.update {
+            Update::Done if !finite => Update::Overflow,
+            update => update,
+        };
+        Ok(Stepped { update, loss_scale: Some(next.scale), ..stepped })
+    }
+
     /// Fills the flat buffer with the gradient and statistics of the global batch.
     fn reduced(&mut self, batch: &Batch, ask: Ask, ring: &mut dyn Collective) -> Result<Stepped, StepError> {
         let Ask { position, planned, leave, may_skip } = ask;
@@ -202,12 +249,19 @@ impl Learner {
         scalars[SAMPLES] = own as f32;
         scalars[SKIPPED] = batch.skipped.len() as f32;
         scalars[LEAVING] = f32::from(u8::from(leave));
+        let scale = self.loss_scale.map_or(1.0, |scale| scale.scale);
+        scalars[SCALE] = scale;
 
         let began = Instant::now();
         buckets::all_reduce(ring, self.gradients.as_mut_slice()?, buckets::BUCKET_BYTES)?;
         let waited = began.elapsed();
 
         let scalars = self.gradients.scalars()?;
+        // Exact: a power of two times a small whole number.
+        let world = ring.world() as f32;
+        if scalars[SCALE] != scale * world {
+            return Err(StepError::Scales { position, own: scale, mean: scalars[SCALE] / world });
+        }
         let loss_sum = f64::from(scalars[LOSS]);
         let stepped = Stepped {
             loss_sum,
@@ -220,10 +274,11 @@ impl Learner {
                 self.steps_per_epoch,
             ),
             leaving: scalars[LEAVING] > 0.0,
-            updated: loss_sum.is_finite(),
+            update: if loss_sum.is_finite() { Update::Done } else { Update::NoLoss },
+            loss_scale: None,
             waited,
         };
-        if !stepped.updated && !may_skip {
+        if stepped.update == Update::NoLoss && !may_skip {
             let (loss, samples) = (stepped.loss_sum, batch.sample_ids.clone());
             return Err(StepError::NotFinite { loss, position, samples });
         }
@@ -245,7 +300,8 @@ impl Learner {
             let images = crate::model::image_batch(images, n, size)?;
             let targets = torch::from_f32(targets, &[n, classes])?;
             let loss = soft_cross_entropy(&self.model.forward(&images, true), &targets);
-            (&loss / planned as f64).backward();
+            let share = &loss / planned as f64;
+            self.loss_scale.map_or(share.shallow_clone(), |by| share * f64::from(by.scale)).backward();
             sum += loss.double_value(&[]);
         }
         Ok(sum)
@@ -266,101 +322,6 @@ fn masks_seed(seed: i64, position: Position, rank: u32) -> i64 {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use tch::Tensor;
-
-    use super::*;
-    use crate::collective::{AbortHandle, Solo};
-
-    fn config() -> Config {
-        let mut config = Config::default();
-        config.model.arch = "resnet18".into();
-        config.data.image_size = 32;
-        config.optim.warmup.epochs = 0;
-        config
-    }
-
-    fn learner() -> Learner {
-        Learner::new(&config(), 3, 10, Device::Cpu).unwrap()
-    }
-
-    /// `n` images of 32 pixels a side and as many one-hot targets.
-    fn batch(n: usize) -> Batch {
-        let images = (0..n * 32 * 32 * 3).map(|i| (i % 17) as f32 / 8.0 - 1.0).collect();
-        let targets = (0..n * 3).map(|i| f32::from(u8::from(i % 3 == 0))).collect();
-        Batch { step: 0, sample_ids: (0..n as u32).collect(), images, targets, skipped: vec![] }
-    }
-
-    /// The first step of a run, of `planned` images.
-    fn ask(planned: u64) -> Ask {
-        Ask { position: Position::default(), planned, leave: false, may_skip: false }
-    }
-
-    fn tensors(learner: &Learner) -> Vec<Tensor> {
-        let all = learner.model.state_dict().into_iter().chain(learner.optimizer.state());
-        all.map(|(_, tensor)| tensor.copy()).collect()
-    }
-
-    #[test]
-    fn a_step_that_fails_leaves_the_state_as_it_was() {
-        let mut learner = learner();
-        let ask = ask(4);
-        learner.step(&batch(4), ask, &mut Solo::default()).unwrap();
-        let before = tensors(&learner);
-
-        let abort = AbortHandle::new();
-        abort.abort("a peer is gone");
-        let failed = learner.step(&batch(4), ask, &mut Solo::new(abort));
-        assert!(matches!(failed, Err(StepError::Collective(_))));
-        let mut poisoned = batch(4);
-        poisoned.images[5] = f32::NAN;
-        let failed = learner.step(&poisoned, ask, &mut Solo::default());
-        assert!(matches!(failed, Err(StepError::NotFinite { .. })));
-        assert!(before == tensors(&learner));
-
-        learner.step(&batch(4), ask, &mut Solo::default()).unwrap();
-        assert!(before != tensors(&learner), "a step that is done moves it");
-    }
-
-    #[test]
-    fn a_slice_of_one_small_image_leaves_the_statistics_finite() {
-        // The last stage of a ResNet sees 32 pixels as one: a variance over one value is not a number.
-        let mut learner = learner();
-        learner.step(&batch(1), ask(1), &mut Solo::default()).unwrap();
-        for (name, tensor) in learner.model.state_dict() {
-            assert!(tensor.isfinite().all().int64_value(&[]) == 1, "{name}");
-        }
-    }
-    #[test]
-    fn an_update_that_is_left_out_leaves_the_state_as_it_was_too() {
-        let mut learner = learner();
-        let ask = Ask { may_skip: true, leave: true, ..ask(4) };
-        let stepped = learner.step(&batch(4), ask, &mut Solo::default()).unwrap();
-        assert!(stepped.updated && stepped.leaving);
-        let before = tensors(&learner);
-        let mut poisoned = batch(4);
-        poisoned.images[5] = f32::NAN;
-        let stepped = learner.step(&poisoned, ask, &mut Solo::default()).unwrap();
-        assert!(!stepped.updated && stepped.loss_sum.is_nan());
-        assert!(before == tensors(&learner));
-    }
-
-    #[test]
-    fn micro_batches_add_up_to_the_whole_slice() {
-        let stepped = |micro_batch| {
-            let mut config = config();
-            config.compute.micro_batch = micro_batch;
-            // With its statistics frozen, BatchNorm does not see how the batch is cut.
-            config.optim.bn.frozen = true;
-            let mut learner = Learner::new(&config, 3, 10, Device::Cpu).unwrap();
-            let loss = learner.step(&batch(5), ask(5), &mut Solo::default()).unwrap().loss_sum;
-            (loss, tensors(&learner))
-        };
-        let (whole, small) = (stepped(0), stepped(2));
-        assert!((whole.0 - small.0).abs() < 1e-5 * whole.0, "{} against {}", whole.0, small.0);
-        for (whole, small) in whole.1.iter().zip(&small.1) {
-            assert!(whole.allclose(small, 1e-4, 1e-6, false));
-        }
-    }
-}
+mod precision_tests;
+#[cfg(test)]
+mod tests;

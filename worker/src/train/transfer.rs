@@ -1,11 +1,13 @@
-//! Gives every rank the state of the source: weights, buffers, their moving average, optimizer state and
-//! the epoch's sums.
+//! Gives every rank the state of the source: weights, buffers, their moving average, optimizer state, what the loss
+//! is scaled by, and the epoch's sums.
 
 use std::collections::BTreeMap;
 
 use relabel_core::Rank;
+use tch::Device;
 
 use super::learner::Learner;
+use super::loss_scale::LossScale;
 use crate::checkpoint::{CheckpointError, Progress, State};
 use crate::collective::{Collective, CollectiveError};
 use crate::torch::{self, TorchError};
@@ -16,9 +18,11 @@ pub(super) enum TransferError {
     #[error(transparent)]
     Collective(#[from] CollectiveError),
     #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
+    Restore(#[from] CheckpointError),
     #[error(transparent)]
     Torch(#[from] TorchError),
+    #[error("the source sent {0}")]
+    Nonsense(String),
 }
 
 impl TransferError {
@@ -45,17 +49,37 @@ pub(super) fn share(
     let mut header = tally.to_bytes();
     ring.broadcast(&mut header, source)?;
     let tally = Tally::from_bytes(header);
-
     // The names, shapes and order are the same everywhere; where the run stands is in the formation.
     let progress = Progress { epoch: 0, step: 0, seed: 0 };
-    let mut state = learner.snapshot(progress, Default::default())?;
+    let mut state = learner.state(progress, Default::default());
+    state.loss_scale = share_scale(state.loss_scale, source, ring)?;
     for (_, tensor) in state.tensors_mut() {
-        let dense = tensor.contiguous();
+        let dense = tensor.detach().to_device(Device::Cpu).contiguous();
         let mut bytes = torch::as_bytes(&dense)?.to_vec();
         ring.broadcast(&mut bytes, source)?;
         *tensor = torch::from_bytes(&bytes, &dense.size(), dense.kind())?;
     }
     Ok((tally, (ring.rank() != source).then_some(state)))
+}
+
+/// The source's loss scale, or none.
+fn share_scale(
+    own: Option<LossScale>,
+    source: u32,
+    ring: &mut dyn Collective,
+) -> Result<Option<LossScale>, TransferError> {
+    // A scale of 0 stands for none.
+    let (scale, steps) = own.map_or((0.0, 0), |own| (own.scale, own.good_steps));
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&f32::to_le_bytes(scale));
+    bytes[4..].copy_from_slice(&u32::to_le_bytes(steps));
+    ring.broadcast(&mut bytes, source)?;
+    let [s0, s1, s2, s3, n0, n1, n2, n3] = bytes;
+    let (scale, steps) = (f32::from_le_bytes([s0, s1, s2, s3]), u32::from_le_bytes([n0, n1, n2, n3]));
+    match scale == 0.0 {
+        true => Ok(None),
+        false => LossScale::new(scale, steps).map(Some).map_err(TransferError::Nonsense),
+    }
 }
 
 /// Sums since the epoch began; they are part of the state.
@@ -116,5 +140,22 @@ impl Tally {
             samples: metadata.get(SAMPLES).and_then(|text| text.parse().ok()).unwrap_or(0),
             left_out: metadata.get(LEFT_OUT).and_then(|text| text.parse().ok()).unwrap_or(0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::collective::tcp::tests::in_world;
+
+    #[test]
+    fn the_scale_is_the_sources_or_none() {
+        let own = |rank| LossScale { scale: f32::exp2(rank as f32), good_steps: rank };
+        let shared = in_world(3, |ring| share_scale(Some(own(ring.rank())), 2, ring).unwrap());
+        assert_eq!(shared, [Some(own(2)); 3]);
+        let shared = in_world(2, |ring| share_scale((ring.rank() == 1).then(|| own(1)), 0, ring).unwrap());
+        assert_eq!(shared, [None; 2]);
     }
 }

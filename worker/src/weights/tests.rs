@@ -102,6 +102,7 @@ fn checkpoints_of_torch_and_ours_are_found_in_their_files() {
             .iter()
             .map(|(n, t)| (format!("momentum_buffer.{n}"), t.shallow_clone()))
             .collect(),
+        loss_scale: None,
     };
     let file = checkpoint::write(&state, dir.path(), "last").unwrap().file;
     let weights = read(&file).unwrap();

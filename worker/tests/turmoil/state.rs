@@ -98,5 +98,6 @@ pub fn report(position: Position, duration: std::time::Duration) -> StepReport {
         data_wait: std::time::Duration::ZERO,
         epoch_loss_sum: (position.step + 1) as f64 * f64::from(BATCH),
         epoch_samples: (position.step + 1) * u64::from(BATCH),
+        loss_scale: None,
     }
 }

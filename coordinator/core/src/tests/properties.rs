@@ -44,6 +44,7 @@ fn steps() -> impl Strategy<Value = Vec<StepReport>> {
         data_wait: Duration::MAX,
         epoch_loss_sum: loss,
         epoch_samples: samples,
+        loss_scale: None,
     });
     proptest::collection::vec(step, 0..3)
 }

@@ -135,6 +135,7 @@ fn a_step_that_a_worker_was_given_leaves_no_gap_in_what_is_shown() {
         data_wait: Duration::ZERO,
         epoch_loss_sum: 1.0,
         epoch_samples: 1,
+        loss_scale: None,
     };
     run.show(&[0, 1, 4, 5].map(report));
     let commands = run.handle(at(0), Event::Tick);

@@ -72,16 +72,17 @@ impl EventWriter {
     pub fn record(&mut self, news: &News) -> Result<(), MetricsError> {
         let Some(record) = news.record() else { return Ok(()) };
         match (record, news) {
-            (Record::Step(point), _) => self.scalars(
-                point.global_step,
-                &[
+            (Record::Step(point), _) => {
+                let mut scalars = vec![
                     ("train/loss", point.loss),
                     ("train/learning_rate", point.lr),
                     ("train/images_per_second", point.images_per_second),
                     ("train/data_wait_seconds", point.data_wait),
                     ("train/images_skipped", point.skipped as f64),
-                ],
-            ),
+                ];
+                scalars.extend(point.loss_scale.map(|scale| ("train/loss_scale", scale)));
+                self.scalars(point.global_step, &scalars)
+            }
             (Record::Epoch(point), News::Epoch { steps, global_step, .. }) => {
                 self.scalars(
                     *global_step,

@@ -14,6 +14,7 @@ fn step(global_step: u64) -> News {
         images_per_second: 10.0,
         data_wait: 0.0,
         skipped: 0,
+        loss_scale: None,
         time: 1.0,
     };
     let done =

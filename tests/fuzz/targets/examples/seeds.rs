@@ -218,6 +218,7 @@ fn report() -> core::StepReport {
         data_wait: Duration::from_millis(10),
         epoch_loss_sum: 10.0,
         epoch_samples: 8,
+        loss_scale: Some(65536.0),
     }
 }
 
@@ -380,6 +381,7 @@ fn leases() {
         top_k: 5,
         batch: 8,
         half: true,
+        precision: relabel_config::Precision::Bf16,
     };
     let orders = [
         ToHolder::<Labelling>::Welcome { heartbeat: Duration::from_millis(500), options },

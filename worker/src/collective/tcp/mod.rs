@@ -20,7 +20,7 @@ pub mod handshake;
 mod hostile_tests;
 mod schedule;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod transfer;
 
 use std::io;

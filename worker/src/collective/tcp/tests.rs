@@ -37,7 +37,7 @@ fn membership(rank: usize, peers: &[SocketAddr], generation: u64) -> Membership 
 }
 
 /// Runs `rank_main` as each rank of a world, each on a thread, and returns what they return by rank.
-fn in_world<T: Send>(world: usize, rank_main: impl Fn(&mut dyn Collective) -> T + Sync) -> Vec<T> {
+pub(crate) fn in_world<T: Send>(world: usize, rank_main: impl Fn(&mut dyn Collective) -> T + Sync) -> Vec<T> {
     if world == 1 {
         return vec![rank_main(&mut Solo::default())];
     }

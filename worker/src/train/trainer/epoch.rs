@@ -14,7 +14,7 @@ use crate::data::cutmix::CutMix;
 use crate::data::loader::{Batch, EvalLoader, EvalPlan, TrainLoader, TrainPlan};
 use crate::data::order::epoch_order;
 use crate::eval;
-use crate::train::learner::{Ask, StepError, Stepped};
+use crate::train::learner::{Ask, StepError, Stepped, Update};
 use crate::train::samples::SampleLog;
 use crate::train::transfer::Tally;
 
@@ -162,13 +162,19 @@ impl Trainer<'_> {
     }
 
     fn stepped(&mut self, position: Position, stepped: Stepped, duration: Duration, data_wait: Duration) {
-        if stepped.updated {
+        if stepped.update == Update::NoLoss {
+            self.tally.left_out += 1;
+            tracing::warn!("the loss of {position} is {}: its update is left out", stepped.loss_sum);
+        } else {
             self.tally.loss_sum += stepped.loss_sum;
             self.tally.samples += stepped.samples;
             self.tally.left_out = 0;
-        } else {
-            self.tally.left_out += 1;
-            tracing::warn!("the loss of {position} is {}: its update is left out", stepped.loss_sum);
+        }
+        if let (Update::Overflow, Some(scale)) = (stepped.update, stepped.loss_scale) {
+            // Usual in the first steps of a run, and every few thousand later.
+            tracing::info!(
+                "the gradient of {position} overflowed in fp16: its update is left out, the loss is scaled by {scale}"
+            );
         }
         self.hold(Some(Position { step: position.step + 1, ..position }));
         self.pace.steps += 1;
@@ -185,6 +191,7 @@ impl Trainer<'_> {
             data_wait,
             epoch_loss_sum: self.tally.loss_sum,
             epoch_samples: self.tally.samples,
+            loss_scale: stepped.loss_scale.map(f64::from),
         });
         self.unreported += 1;
         // What has not been reported is never dropped.

@@ -459,5 +459,6 @@ fn report(position: &Position) -> StepReport {
         data_wait: Duration::ZERO,
         epoch_loss_sum: 1.0,
         epoch_samples: 1,
+        loss_scale: None,
     }
 }
