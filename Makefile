@@ -6,11 +6,14 @@ CARGO ?= cargo
 CARGOFLAGS ?=
 # Set, it has parity compare one network of each family.
 PARITY_QUICK ?=
+# Arguments of tests/bench/bench.py.
+BENCH ?=
 # How long fuzz stays with each target.
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint parity speed gpu-check recovery fuzz watch-test slurm-test k8s-test man demo experiment clean
+.PHONY: help setup build test lint parity bench bench-quick speed gpu-check recovery fuzz watch-test slurm-test k8s-test \
+	image-test man demo experiment clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +34,12 @@ lint: setup ## Check formatting, clippy and the documentation
 
 parity: setup ## Compare with PyTorch, torchvision, timm and adamp, installed into .parity/ (or PARITY_PYTHON=...)
 	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" PARITY_QUICK="$(PARITY_QUICK)" tests/parity/run.sh
+
+bench: setup ## Time this project beside its peers, with their packages in .bench/, in about an hour; BENCH="--only labels" less
+	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" tests/bench/run.sh $(BENCH)
+
+bench-quick: setup ## The same with fewer rows and turns, in under five minutes
+	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" tests/bench/run.sh --quick $(BENCH)
 
 speed: setup ## Time training steps beside PyTorch's, with the packages of parity
 	$(CARGO) build --release --workspace --bins --example parity $(CARGOFLAGS)
@@ -60,6 +69,9 @@ slurm-test: build ## Run jobs on a real SLURM of two nodes on this machine, as r
 k8s-test: build ## Hold the Kubernetes objects to their schemas and run their pods as processes, as root
 	tests/k8s/run.sh
 
+image-test: build ## Build the images and train in containers, as root; installs Debian's packages of podman
+	tests/containers/run.sh
+
 demo: build ## Make a small data set and train on it with two local workers
 	target/release/worker synth demo/data
 	rm -rf demo/run
@@ -70,4 +82,4 @@ experiment: build ## Compare ReLabel with its baselines, in 20 minutes on two co
 
 clean: ## Remove what was built and the data and runs of demo and experiment; keep libtorch
 	$(CARGO) clean
-	rm -rf demo experiment
+	rm -rf demo experiment bench

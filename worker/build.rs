@@ -1,9 +1,38 @@
-//! Compiles the C++ shim of `src/torch` and tells the linker where libtorch lies, so that binaries
-//! and tests of this package run with no environment variables.
+//! Compiles the C++ shim of `src/torch`, tells the linker where libtorch lies, so that binaries and tests of this package
+//! run with no environment variables, and `src/data/turbo.rs` how libjpeg-turbo was built.
 
 use std::path::Path;
 
 fn main() {
+    jpeg();
+    shim();
+}
+
+/// What the header of the libjpeg-turbo that is built in says of it. One from elsewhere may have another beside.
+fn jpeg() {
+    println!("cargo:rerun-if-env-changed=DEP_TURBOJPEG_INCLUDE");
+    let folders = std::env::var("DEP_TURBOJPEG_INCLUDE").unwrap_or_default();
+    let header =
+        folders.split(',').map(|folder| Path::new(folder).join("jconfig.h")).find(|path| path.is_file());
+    let text = header.and_then(|path| {
+        println!("cargo:rerun-if-changed={}", path.display());
+        std::fs::read_to_string(path).ok()
+    });
+    let defined = |name: &str| {
+        let text = text.as_ref()?;
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("#define ")?.strip_prefix(name));
+        lines.find_map(|rest| (rest.is_empty() || rest.starts_with(' ')).then(|| rest.trim().to_owned()))
+    };
+    // Nothing is said where there is no header to tell.
+    if text.is_some() {
+        println!("cargo:rustc-env=JPEG_SIMD={}", defined("WITH_SIMD").is_some());
+    }
+    if let Some(version) = defined("LIBJPEG_TURBO_VERSION") {
+        println!("cargo:rustc-env=JPEG_VERSION={version}");
+    }
+}
+
+fn shim() {
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys says where libtorch is");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
     println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib");

@@ -95,7 +95,8 @@ pub struct RunArgs {
     pub listen: Option<SocketAddr>,
     #[command(flatten)]
     pub security: SecurityArgs,
-    /// Address of the dashboard and of /metrics, or none [default: 127.0.0.1:4748, or a free port where that is taken]
+    /// Address of the dashboard and of /metrics, for whoever reaches it, or none [default: 127.0.0.1:4748, or a free
+    /// port where that is taken, for this user and root only]
     #[arg(long, value_name = "ADDR")]
     pub http: Option<http::Address>,
     /// Send a trace of each epoch to the OpenTelemetry collector at this address (OTLP over gRPC), as

@@ -2,14 +2,21 @@
 #   docker build --file deploy/containers/coordinator.Dockerfile --tag relabel-coordinator:0.1.0 .
 ARG DEBIAN=debian:bookworm-slim
 ARG RUST=rust:1.95-bookworm
+# `outside` takes the program out of target/image instead, as tests/containers/run.sh puts it there.
+ARG IMAGE_BUILD=inside
 
-FROM ${RUST} AS build
+FROM ${RUST} AS inside
 WORKDIR /src
 COPY . .
 # Only what the coordinator needs: neither libtorch nor a C++ compiler.
 RUN cargo build --release --locked --package coordinator --bin coordinator \
     && install -D --strip target/release/coordinator /out/coordinator \
     && python3 deploy/containers/sbom.py coordinator >/out/coordinator.cdx.json
+
+FROM scratch AS outside
+COPY target/image/coordinator /out
+
+FROM ${IMAGE_BUILD} AS build
 
 FROM ${DEBIAN}
 LABEL org.opencontainers.image.title="relabel-coordinator" \

@@ -3,9 +3,11 @@
 #   docker build --file deploy/containers/worker.Dockerfile --target cuda --tag relabel-worker:0.1.0-cuda .
 ARG DEBIAN=debian:bookworm-slim
 ARG RUST=rust:1.95-bookworm
+# `outside` takes program and libraries out of target/image instead, as tests/containers/run.sh puts them there.
+ARG IMAGE_BUILD=inside
 
 # libtorch as deploy/local/setup.sh fetches it: the CPU's libraries, and as much of CUDA's as those are linked against.
-FROM ${RUST} AS build
+FROM ${RUST} AS inside
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends cmake nasm python3 python3-pip \
     && rm -rf /var/lib/apt/lists/*
@@ -19,6 +21,11 @@ RUN cargo build --release --locked --package relabel-worker --bin worker \
     && mkdir -p /out/torch \
     && cp -rL .libtorch/torch/lib /out/torch/lib \
     && cp -rL .libtorch/nvidia /out/nvidia
+
+FROM scratch AS outside
+COPY target/image/worker /out
+
+FROM ${IMAGE_BUILD} AS build
 
 FROM ${DEBIAN} AS cpu
 LABEL org.opencontainers.image.title="relabel-worker" \
@@ -46,7 +53,7 @@ CMD ["--help"]
 
 # The whole of PyTorch's CUDA libraries beside it, 3 GB, which are loaded when --gpu asks for them. The driver comes from
 # the host.
-FROM build AS cuda-libraries
+FROM inside AS cuda-libraries
 RUN python3 -m pip install --no-compile --target /cuda --python-version 3.12 --only-binary=:all: torch==2.11.0
 
 FROM cpu AS cuda

@@ -2,6 +2,8 @@
 //! cluster: [`kubelet`] does with a pod's template what a node would, on this machine. `make k8s-test` runs it all.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "../tests/security/certificates.rs"]
+mod certificates;
 mod kubelet;
 mod objects;
 
@@ -39,7 +41,7 @@ fn a_wrong_field_is_seen() {
     let workers = || {
         submitted::<&str>(&[])
             .into_iter()
-            .find(|document| document["metadata"]["name"] == "run-worker")
+            .find(|document| document["kind"] == "Job" && document["metadata"]["name"] == "run-worker")
             .unwrap()
     };
     let mut misspelt = workers();
@@ -66,6 +68,9 @@ fn pods_train_through_evictions_and_the_loss_of_the_coordinator() {
     let mut workers = [0, 1].map(|index| machine.start("worker", index));
     coordinator.wait_until_ready();
     machine.wait_for_steps(2);
+    assert!(coordinator.probe("readinessProbe") && coordinator.probe("livenessProbe"));
+    let scraped = coordinator.scrape();
+    assert!(scraped.contains("\nrelabel_workers_training 2\n"), "{scraped}");
 
     // A node is drained: its pod has the time that its template says to leave, and another takes its place.
     workers[1].signal(Signal::SIGTERM);
@@ -98,6 +103,20 @@ fn the_parts_of_a_jobset_and_of_a_trainjob_find_each_other() {
         }
         assert_eq!(losses(&machine.run_dir()).len(), 2, "{form}");
     }
+}
+
+#[test]
+#[ignore = "wants root and a network namespace: make k8s-test"]
+fn pods_speak_tls_with_the_certificates_of_a_secret() {
+    let scratch = Scratch::with_data(32, 8);
+    let machine = Machine::new(&scratch, &["--workers=2", "--optim.epochs=1", "--tls-secret=relabel-tls"]);
+    let mut coordinator = machine.start("coordinator", 0);
+    let mut workers = [0, 1].map(|index| machine.start("worker", index));
+    for pod in workers.iter_mut().chain([&mut coordinator]) {
+        assert_eq!(pod.wait(), 0, "{}", pod.log());
+    }
+    assert!(workers[0].environment().iter().any(|(_, value)| value.starts_with("https://run-coordinator:")));
+    assert_eq!(losses(&machine.run_dir()).len(), 2);
 }
 
 #[test]

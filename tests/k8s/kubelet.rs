@@ -4,7 +4,9 @@
 //! their hosts file.
 
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,6 +17,7 @@ use nix::unistd::Pid;
 use relabel_tests::{Scratch, metrics, program};
 use serde_json::Value;
 
+use crate::certificates::Authority;
 use crate::objects::{pod_templates, submitted};
 
 /// Longest wait for anything that has no limit of its own.
@@ -29,6 +32,8 @@ const TOKENS: [(&str, &str); 2] = [
 /// The machine that all pods of one run run on.
 pub struct Machine {
     folder: tempfile::TempDir,
+    /// Files of the Secret of certificates.
+    certificates: Vec<(&'static str, PathBuf)>,
     data: PathBuf,
     objects: Vec<Value>,
     templates: BTreeMap<String, Value>,
@@ -44,8 +49,12 @@ impl Machine {
         all.extend(scratch.options().into_iter().map(|option| option.replace(&here, "/data")));
         all.extend(flags.iter().map(|flag| flag.to_string()));
         let objects = submitted(&all);
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::new(folder.path(), "ca");
+        let own = authority.sign("run-coordinator");
         let machine = Self {
-            folder: tempfile::tempdir().unwrap(),
+            folder,
+            certificates: vec![("tls.crt", own.cert), ("tls.key", own.key), ("ca.crt", authority.pem)],
             data: scratch.path("data"),
             templates: pod_templates(&objects).into_iter().collect(),
             objects,
@@ -113,7 +122,8 @@ impl Machine {
             .stderr(file)
             .spawn()
             .unwrap();
-        Pod { child, log, spec, environment }
+        let annotations = self.templates[part]["template"]["metadata"]["annotations"].clone();
+        Pod { child, log, spec, annotations, environment }
     }
 
     /// A container's variables: as they are, out of the Secret, or out of the pod's own description.
@@ -194,6 +204,20 @@ impl Machine {
             for (file, text) in data {
                 std::fs::write(here.join(file), text.as_str().unwrap()).unwrap();
             }
+        } else if volume["secret"].is_object() {
+            assert_eq!(volume["secret"]["secretName"], "relabel-tls");
+            let chosen = |key: &str| {
+                let items = volume["secret"]["items"].as_array();
+                items.is_none_or(|items| items.iter().any(|item| item["key"] == key && item["path"] == key))
+            };
+            for (key, file) in self.certificates.iter().filter(|(key, _)| chosen(key)) {
+                let at = here.join(key);
+                std::fs::copy(file, &at).unwrap();
+                // As fsGroup and defaultMode have it.
+                let mode = volume["secret"]["defaultMode"].as_u64().unwrap() as u32;
+                std::fs::set_permissions(&at, std::fs::Permissions::from_mode(mode)).unwrap();
+                std::os::unix::fs::chown(&at, Some(0), Some(10001)).unwrap();
+            }
         } else {
             assert!(volume["emptyDir"].is_object(), "{volume}");
             std::os::unix::fs::chown(&here, Some(10001), Some(10001)).unwrap();
@@ -207,6 +231,7 @@ pub struct Pod {
     child: Child,
     log: PathBuf,
     spec: Value,
+    annotations: Value,
     environment: Vec<(String, String)>,
 }
 
@@ -224,15 +249,45 @@ impl Pod {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
+    /// Whether a probe of the container succeeds now.
+    pub fn probe(&self, name: &str) -> bool {
+        let container = &self.spec["containers"][0];
+        let probe = &container[name];
+        let how = if probe["httpGet"].is_object() { &probe["httpGet"] } else { &probe["tcpSocket"] };
+        let ports = container["ports"].as_array().unwrap();
+        let port = ports.iter().find(|port| port["name"] == how["port"]).unwrap();
+        let port = port["containerPort"].as_u64().unwrap() as u16;
+        match how["path"].as_str() {
+            Some(path) => self.get(port, path).is_some(),
+            None => TcpStream::connect(("127.0.0.1", port)).is_ok(),
+        }
+    }
+
+    /// What Prometheus reads where the pod's annotations send it.
+    pub fn scrape(&self) -> String {
+        let notes = &self.annotations;
+        let note = |name: &str| notes[format!("prometheus.io/{name}")].as_str().unwrap();
+        assert_eq!(note("scrape"), "true");
+        self.get(note("port").parse().unwrap(), note("path")).unwrap()
+    }
+
+    /// The answer to a GET under the name that another pod would use; None unless it is 200.
+    fn get(&self, port: u16, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+        let host = "run-coordinator";
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        head.starts_with("HTTP/1.1 200").then(|| body.to_owned())
+    }
+
     /// Waits until the startup probe succeeds, with as many tries as it has.
     pub fn wait_until_ready(&mut self) {
-        let container = &self.spec["containers"][0];
-        let probe = &container["startupProbe"];
-        let name = probe["tcpSocket"]["port"].as_str().unwrap();
-        let ports = container["ports"].as_array().unwrap();
-        let port = &ports.iter().find(|port| port["name"] == name).unwrap()["containerPort"];
+        let probe = self.spec["containers"][0]["startupProbe"].clone();
         for _ in 0..probe["failureThreshold"].as_u64().unwrap() {
-            if TcpStream::connect(("127.0.0.1", port.as_u64().unwrap() as u16)).is_ok() {
+            if self.probe("startupProbe") {
                 return;
             }
             let ended = self.child.try_wait().unwrap();

@@ -178,7 +178,8 @@ def whole(things, config):
     tls = any(arg.startswith("--tls-cert=") for arg in coordinator["args"])
     check(address.startswith("https" if tls else "http:"), "one end speaks TLS")
 
-    if services := [thing for thing in things if thing["kind"] == "Service"]:
+    services = [thing for thing in things if thing["kind"] == "Service"]
+    if services:
         check([host] == [service["metadata"]["name"] for service in services], "workers look for another name")
         check(selects(services[0]["spec"]["selector"], by["coordinator"]), "the Service selects something else")
         check(not selects(services[0]["spec"]["selector"], by["worker"]), "the Service selects workers")
@@ -198,9 +199,59 @@ def whole(things, config):
     for job in jobs:
         reached = [name for name, spec in policies.items() if selects(spec["podSelector"]["matchLabels"], job)]
         check(len(reached) == 2, component(job), "is under", reached)
-    ports = [port["port"] for spec in policies.values() for rule in spec.get("ingress", []) for port in rule.get("ports", [])]
-    listening = {port["containerPort"] for port in coordinator["ports"]}
-    check(set(ports) == listening, f"ports {ports} are let through, {listening} listened on")
+    let_in = [rule for spec in policies.values() if selects(spec["podSelector"]["matchLabels"], by["coordinator"])
+              for rule in spec.get("ingress", [])]
+    ports(coordinator, by["coordinator"]["template"]["metadata"], services, let_in)
+    reached = {port["port"] for spec in policies.values() if selects(spec["podSelector"]["matchLabels"], by["worker"])
+               for rule in spec.get("egress", []) if rule.get("to") for port in rule.get("ports", [])}
+    check(reached == {int(address.rsplit(":", 1)[1])}, f"workers may reach {reached} and call {address}")
+
+
+def ports(container, metadata, services, let_in):
+    """What the program listens on, its ports and probes, the Service, those who are let in and Prometheus's annotations
+    speak of the same ports."""
+    listening = {name: int(flag(container, f"--{option}").rsplit(":", 1)[1])
+                 for name, option in [("grpc", "listen"), ("http", "http")]}
+    for option in ["listen", "http"]:
+        check(flag(container, f"--{option}").startswith("0.0.0.0:"), f"--{option} is not for other pods")
+    named = {port["name"]: port["containerPort"] for port in container["ports"]}
+    check(named == listening, f"the container's ports are {named}, it listens on {listening}")
+    for service in services:
+        tls = any(arg.startswith("--tls-cert=") for arg in container["args"])
+        protocols = {port["name"]: port["appProtocol"] for port in service["spec"]["ports"]}
+        check(protocols == {"grpc": "https" if tls else "kubernetes.io/h2c", "http": "http"}, f"it speaks {protocols}")
+        served = {port["name"]: port.get("targetPort", port["port"]) for port in service["spec"]["ports"]}
+        check(served == listening, f"the Service has {served}, the container listens on {listening}")
+    open_ = {port["port"]: [next(iter(peer)) for peer in rule["from"]] for rule in let_in for port in rule["ports"]}
+    # The one is for workers, the other for a Prometheus, which is of another namespace.
+    wanted = {listening["grpc"]: ["podSelector"], listening["http"]: ["namespaceSelector"]}
+    check(open_ == wanted, f"let in are {open_}, not {wanted}")
+    notes = metadata["annotations"]
+    check(notes["prometheus.io/scrape"] == "true" and notes["prometheus.io/path"] == "/metrics", "it is not scraped")
+    check(int(notes["prometheus.io/port"]) == listening["http"], "Prometheus is sent to another port")
+    for probe in ["startupProbe", "readinessProbe", "livenessProbe"]:
+        asked = container[probe].get("tcpSocket") or container[probe]["httpGet"]
+        check(asked["port"] in named, f"the {probe} asks a port that is not there: {asked['port']}")
+
+
+def misdirections(things):
+    """Copies of a run's objects in which one port is another, in one place each."""
+
+    def places(value, at):
+        if isinstance(value, (dict, list)):
+            for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from places(inner, at + [key])
+        elif not isinstance(value, bool) and any(str(value).endswith(port) for port in ["4747", "4748"]):
+            yield at
+
+    for path in places(things, []):
+        broken = copy.deepcopy(things)
+        place = broken
+        for step in path[:-1]:
+            place = place[step]
+        was = place[path[-1]]
+        place[path[-1]] = was + 10 if isinstance(was, int) else f"{was[:-4]}{int(was[-4:]) + 10}"
+        yield ".".join([things[path[0]]["kind"], *map(str, path[1:])]), broken
 
 
 def misspellings(thing):
@@ -240,6 +291,8 @@ def main():
         "jobs": [],
         "jobs on CPUs": ["--device=cpu", "--min-workers=2", "--namespace=vision", "--runs-claim=shared"],
         "jobset": ["--as=jobset"],
+        "jobset with TLS": ["--as=jobset", "--tls-secret=relabel-tls"],
+        "jobs with TLS": ["--tls-secret=relabel-tls"],
         "trainjob": ["--as=trainjob", "--registry=registry.example.com/vision"],
     }.items():
         line = [coordinator, "submit", "k8s", "--dry-run", *options, *flags]
@@ -274,6 +327,15 @@ def main():
                 except Exception:
                     pass
         said(f"{name}: each of {count} misspelt fields is seen", ", ".join(missed[:5]) if missed or not count else "")
+        count, missed = 0, []
+        for path, broken in misdirections(things):
+            count += 1
+            try:
+                whole(broken, config)
+                missed.append(path)
+            except Wrong:
+                pass
+        said(f"{name}: each of {count} wrong ports is seen", ", ".join(missed[:5]) or ("" if count > 5 else "none was there"))
     print(f"{passed} passed, {failed} failed")
     sys.exit(1 if failed else 0)
 

@@ -103,8 +103,11 @@ def peer(folder):
             return []
         return [(float(at), int(step)) for at, step in map(str.split, lines)]
 
+    # Without this, --standalone has a second group read the addresses that the first left in their common store, and wait
+    # for peers that are gone until its time limit.
+    environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     with open(folder / "log", "w") as log:
-        run = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        run = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
     try:
         return measured(steps, lambda: os.kill(int((folder / "pid-1").read_text()), signal.SIGKILL))
     finally:

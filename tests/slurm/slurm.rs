@@ -2,10 +2,13 @@
 //! `tests/slurm/cluster.sh` brings up around this test. `make slurm-test` runs it all.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "../tests/security/certificates.rs"]
+mod certificates;
 mod cluster;
 
 use std::sync::LazyLock;
 
+use certificates::Authority;
 use cluster::{Job, Node, scontrol};
 use nix::sys::signal::Signal;
 use relabel_tests::{Scratch, assert_each_sample_once, assert_same_curve, losses, run};
@@ -126,6 +129,24 @@ fn a_killed_coordinator_comes_back_in_the_same_job() {
     job.wait_for_log("the coordinator was killed (137); starting it again");
     job.wait_for_state("COMPLETED");
     assert_undisturbed("revived");
+}
+
+#[test]
+#[ignore = "needs a SLURM cluster: make slurm-test"]
+fn a_job_with_certificates_speaks_tls() {
+    // The address of the first node.
+    let authority = Authority::new(&SHARED.path(""), "ca");
+    let own = authority.sign("10.77.0.11");
+    let [cert, key, ca] = [
+        format!("--tls-cert={}", own.cert.display()),
+        format!("--tls-key={}", own.key.display()),
+        format!("--tls-ca={}", authority.pem.display()),
+    ];
+    let job = submit("encrypted", &[&cert, &key, &ca, "--optim.epochs=1"]);
+    job.wait_for_state("COMPLETED");
+    assert_each_sample_once(&SHARED.path("encrypted"), 1, IMAGES.into());
+    let log = job.log();
+    assert!(log.contains("coordinator status --coordinator https://10.77.0.11:"), "{log}");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //!
 //!     cargo run --release -p relabel-worker --example all_reduce -- [RANKS [MEGABYTES [ROUNDS]]]
 //!
-//! Bus bandwidth is what each rank sends, 2 (n-1)/n of the buffer, over the time: the figure that NCCL
-//! and Gloo report.
+//! Prints one line of JSON: the bus bandwidth in GB/s, which is what each rank sends, 2 (n-1)/n of the buffer, over the
+//! median of the times: the figure that NCCL and Gloo report.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -64,28 +64,20 @@ fn run_rank(rank: u32, megabytes: usize, rounds: usize) -> Result<()> {
     let mut ring = Ring::connect(&listener, &membership, Timeouts::default(), AbortHandle::new())?;
 
     let mut gradients = vec![1.0; megabytes * 1_000_000 / size_of::<f32>()];
-    let mut best = f64::INFINITY;
-    let mut all = 0.0;
+    let mut times = Vec::new();
     for _ in 0..rounds {
         ring.barrier()?;
         let started = Instant::now();
         buckets::all_reduce(&mut ring, &mut gradients, buckets::BUCKET_BYTES)?;
-        let seconds = started.elapsed().as_secs_f64();
-        best = best.min(seconds);
-        all += seconds;
+        times.push(started.elapsed().as_secs_f64());
         gradients.fill(1.0);
     }
     if rank == 0 {
         let world = f64::from(ring.world());
         let sent = 2.0 * (world - 1.0) / world * megabytes as f64 * 1e-3;
-        let mean = all / rounds as f64;
-        println!(
-            "{world} ranks, {megabytes} MB: mean {:.1} ms, {:.2} GB/s bus; best {:.1} ms, {:.2} GB/s bus",
-            mean * 1e3,
-            sent / mean,
-            best * 1e3,
-            sent / best
-        );
+        times.sort_by(f64::total_cmp);
+        let median = times.get(rounds / 2).context("no rounds")?;
+        println!("{{\"rate\": {}}}", sent / median);
     }
     Ok(())
 }

@@ -43,7 +43,7 @@ pub enum Command {
     Eval(worker::eval::command::EvalArgs),
     /// Say what image files show
     Predict(worker::predict::PredictArgs),
-    /// Check a data set before the first run
+    /// Say what this machine has that a worker can use, or check a data set before the first run
     Doctor(worker::doctor::DoctorArgs),
     /// Print completions for a shell: source <(worker completions bash)
     Completions { shell: clap_complete::Shell },

@@ -9,7 +9,7 @@
 //! - [`torch`]: what tch does not expose; the one place with C++.
 //! - [`annotate`]: makes label maps with a trained classifier. [`predict`]: says what pictures show.
 //! - `leases`: ranges of images from `coordinator label` or `coordinator eval`, in place of a whole command's.
-//! - [`doctor`]: whether a data set can be trained on. [`synth`]: a small one to try it all on.
+//! - [`doctor`]: what a machine has, and whether a data set can be trained on. [`synth`]: a small one to try it all on.
 
 pub mod annotate;
 pub mod checkpoint;

@@ -10,6 +10,11 @@ use clap::Parser;
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    if let Some(unfit) = relabel_config::unfit_processor(&cpuinfo) {
+        eprintln!("error: {unfit}");
+        return ExitCode::FAILURE;
+    }
     let cli = Cli::parse();
     cli.log.start();
     let result = match cli.command {

@@ -4,6 +4,10 @@
 
 mod link;
 mod shared;
+mod signals;
+mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::mpsc as std_mpsc;

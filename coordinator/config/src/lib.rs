@@ -11,6 +11,7 @@ mod evaluation;
 mod labelling;
 mod picture;
 mod precision;
+mod processor;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ pub use evaluation::{EvalOptions, NamedSet, NetworkOptions};
 pub use labelling::LabelOptions;
 pub use picture::{PICTURES, Picture};
 pub use precision::{Precision, PrecisionChoice};
+pub use processor::unfit_processor;
 pub use schema::{IGNORED, Kind, Setting, Value, nearest, schema};
 pub use validate::{Invalid, validate};
 

@@ -297,9 +297,9 @@ static SCHEMA: &[Setting] = settings! {
     "compute.gpu", Kind::Whole { min: -1, max: 1023, optional: false }, |c| Value::Whole(c.compute.gpu),
         "The reference's key, without effect: a worker is given its device by --gpu or --cpu";
     "compute.opt_level", Kind::Choice(&["O0", "O1", "O2", "O3"]), |c| text(&c.compute.opt_level),
-        "The reference's apex level, for workers on GPUs and precision auto: O0 is fp32, O1 to O3 are fp16";
+        "The reference's apex level, for GPUs and precision auto: O0 is fp32, O1 to O3 are fp16";
     "compute.precision", Kind::Choice(&["auto", "fp32", "tf32", "bf16", "fp16"]), |c| text(c.compute.precision.name()),
-        "What convolutions and matrix products compute in; auto: fp32 on a CPU, as opt_level says on a GPU";
+        "What convolutions and products compute in; auto: fp32 on a CPU, as opt_level says on a GPU";
     "compute.micro_batch", count(0), |c| Value::Whole(c.compute.micro_batch.into()),
         "Images a worker takes through the network at once, which saves memory; 0 for all of its slice";
     "compute.num_workers", count(1), |c| Value::Whole(c.compute.num_workers.into()),

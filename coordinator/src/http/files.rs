@@ -17,7 +17,7 @@ use crate::progress::Line;
 /// Bytes of a log's end that are sent.
 const LOG_WINDOW: u64 = 64 * 1024;
 /// The largest picture that is sent.
-const LARGEST: u64 = 16 << 20;
+pub(super) const LARGEST: u64 = 16 << 20;
 
 /// Names of the logs: the coordinator's, and those in the run's `logs` folder without their ending.
 pub(super) async fn logs(State(app): State<App>) -> Result<Json<Vec<String>>, Refusal> {

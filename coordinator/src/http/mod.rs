@@ -1,8 +1,9 @@
 //! The read-only HTTP server: the dashboard, `/metrics` for Prometheus, JSON, and a stream of what happens. It takes
 //! GET and HEAD and changes nothing; what a reader could do to the run is gRPC's ([`crate::security`]).
 //!
-//! It asks for no token, so it is on this machine's loopback interface unless `--http` names another address, and
-//! answers there to this machine's names alone. Nothing that it shows holds a token: no log line and no option does.
+//! It asks for no token. Unless `--http` names an address it is on this machine's loopback interface, for the user who
+//! runs it and for root ([`crate::security::Readers`]); a port of that interface answers to this machine's names alone.
+//! Nothing that it shows holds a token: no log line and no option does.
 //!
 //! | path | |
 //! |---|---|
@@ -17,9 +18,12 @@
 //! | `/api/images`, `/images/FILE` | pictures of label maps, where the run draws them |
 
 mod api;
+mod connections;
 mod events;
 mod files;
 mod guard;
+#[cfg(test)]
+mod reader_tests;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::{StatusCode, header};
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
@@ -36,6 +41,9 @@ use tokio::task::JoinHandle;
 
 use crate::dashboard;
 use crate::driver::Queue;
+use crate::security::Readers;
+
+use connections::{Patience, Reception};
 
 /// Where the dashboard is unless told otherwise.
 pub const DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 4748);
@@ -43,15 +51,20 @@ pub const DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::I
 /// Streams of events at a time; what comes beyond is told to come again.
 const STREAMS: usize = 64;
 
+/// Connections of readers at a time: a browser keeps some six, and one more for its stream of events.
+const CONNECTIONS: usize = 256;
+
+const TOO_MANY: &str = "there are as many connections as may be: try again later\n";
+
 /// How long open streams may take to say farewell.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What `--http` takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Address {
-    /// [`DEFAULT`], or a free port where that is taken.
+    /// [`DEFAULT`], or a free port where that is taken, for this user and root.
     Default,
-    /// This one and no other.
+    /// This one and no other, for whoever reaches it.
     At(SocketAddr),
     Off,
 }
@@ -83,6 +96,7 @@ pub enum HttpError {
 pub struct Bound {
     listener: TcpListener,
     address: SocketAddr,
+    readers: Readers,
 }
 
 /// Opens the port; None where none is wanted.
@@ -90,18 +104,18 @@ pub struct Bound {
 /// # Errors
 /// The address that was asked for cannot be had.
 pub async fn bind(address: Address) -> Result<Option<Bound>, HttpError> {
-    let bind = async |address: SocketAddr| {
+    let bind = async |address: SocketAddr, readers| {
         let failed = |source| HttpError::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Bound { listener, address })
+        Ok(Bound { listener, address, readers })
     };
     match address {
         Address::Off => Ok(None),
-        Address::At(address) => bind(address).await.map(Some),
-        Address::Default => match bind(DEFAULT).await {
+        Address::At(address) => bind(address, Readers::Everybody).await.map(Some),
+        Address::Default => match bind(DEFAULT, Readers::OwnUser).await {
             Err(HttpError::Bind { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
-                let bound = bind(SocketAddr::new(DEFAULT.ip(), 0)).await?;
+                let bound = bind(SocketAddr::new(DEFAULT.ip(), 0), Readers::OwnUser).await?;
                 tracing::info!("{DEFAULT} is taken: the dashboard takes port {}", bound.address.port());
                 Ok(Some(bound))
             }
@@ -133,28 +147,34 @@ impl Bound {
 
     /// Serves the run behind `queue`, whose folder is `run_dir`, as an absolute path.
     pub fn serve(self, queue: Queue, run_dir: PathBuf) -> Http {
-        let Self { listener, address } = self;
+        self.serve_with(queue, run_dir, CONNECTIONS, Patience::default())
+    }
+
+    fn serve_with(self, queue: Queue, run_dir: PathBuf, places: usize, patience: Patience) -> Http {
+        let Self { listener, address, readers } = self;
         let shown = match address.ip().is_unspecified() {
             true => format!("port {} of this host", address.port()),
             false => format!("http://{address}/"),
         };
         tracing::info!("dashboard and metrics: {shown}");
-        if !address.ip().is_loopback() {
-            tracing::warn!("whoever reaches {address} can read the dashboard: keep it on a private network");
+        if let Some(line) = readers.warning(address) {
+            tracing::warn!("{line}");
         }
         let parent = run_dir.parent().unwrap_or(&run_dir).to_owned();
         let app = App { queue, run_dir, parent, streams: Arc::new(Semaphore::new(STREAMS)) };
-        let router = router(app, address);
+        let reception = Reception {
+            readers,
+            open: guarded(router(app), address),
+            refused: guarded(refusing(StatusCode::FORBIDDEN, Readers::refusal(address)), address),
+            full: guarded(refusing(StatusCode::SERVICE_UNAVAILABLE, TOO_MANY.to_owned()), address),
+            places,
+            patience,
+        };
         let (over, until_over) = oneshot::channel();
-        let task = tokio::spawn(async move {
-            let server = axum::serve(listener, router).with_graceful_shutdown(async {
-                // Dropped or sent, it is over.
-                let _ = until_over.await;
-            });
-            if let Err(error) = server.await {
-                tracing::warn!("the dashboard is gone: {error}");
-            }
-        });
+        let task = tokio::spawn(reception.serve(listener, async {
+            // Dropped or sent, it is over.
+            let _ = until_over.await;
+        }));
         Http { over, task }
     }
 }
@@ -171,7 +191,7 @@ impl Http {
     }
 }
 
-fn router(app: App, address: SocketAddr) -> Router {
+fn router(app: App) -> Router {
     Router::new()
         .route("/", get(dashboard::page))
         .route("/assets/{file}", get(dashboard::asset))
@@ -186,6 +206,14 @@ fn router(app: App, address: SocketAddr) -> Router {
         .route("/api/images", get(files::images))
         .route("/images/{file}", get(files::image))
         .fallback(api::nothing)
-        .layer(axum::middleware::from_fn_with_state(guard::Guard::new(address), guard::guard))
         .with_state(app)
+}
+
+/// What answers the same to everything, and then wants to hear no more.
+fn refusing(code: StatusCode, words: String) -> Router {
+    Router::new().fallback((code, [(header::CONNECTION, "close")], words))
+}
+
+fn guarded(router: Router, address: SocketAddr) -> Router {
+    router.layer(axum::middleware::from_fn_with_state(guard::Guard::new(address), guard::guard))
 }

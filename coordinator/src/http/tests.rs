@@ -19,12 +19,21 @@ use crate::journal::Journal;
 use crate::progress::Screen;
 use crate::report::Report;
 
-/// A run named `run-1` in `dir/run`, driven, with two seats and without workers, and its server's address.
+/// A run as [`driven`] has it, with two seats, and its server's address.
 async fn served(dir: &Path) -> (Queue, Http, SocketAddr) {
     served_to(2, dir).await
 }
 
 async fn served_to(workers: u32, dir: &Path) -> (Queue, Http, SocketAddr) {
+    let (queue, run_dir) = driven(workers, dir);
+    let bound = bind(Address::At("127.0.0.1:0".parse().unwrap())).await.unwrap().unwrap();
+    let address = bound.address();
+    let http = bound.serve(queue.clone(), run_dir);
+    (queue, http, address)
+}
+
+/// A run named `run-1` in `dir/run`, driven, without workers.
+pub(super) fn driven(workers: u32, dir: &Path) -> (Queue, PathBuf) {
     let run_dir = dir.join("run");
     let config = Config::default();
     let (mut journal, _) = Journal::open(&run_dir).unwrap();
@@ -56,10 +65,7 @@ async fn served_to(workers: u32, dir: &Path) -> (Queue, Http, SocketAddr) {
     let report = Report::new(run_dir.clone(), config, Screen::stderr());
     let (driver, queue) = Driver::new(Run::new(settings, History::default()), terms, journal, report);
     tokio::spawn(driver.drive());
-    let bound = bind(Address::At("127.0.0.1:0".parse().unwrap())).await.unwrap().unwrap();
-    let address = bound.address();
-    let http = bound.serve(queue.clone(), run_dir);
-    (queue, http, address)
+    (queue, run_dir)
 }
 
 fn began(journal: &mut Journal<Fact>, config: &Config) {
@@ -81,7 +87,7 @@ async fn ask(address: SocketAddr, request: &str, until: &str) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-async fn get(address: SocketAddr, path: &str, headers: &str) -> (u16, String, String) {
+pub(super) async fn get(address: SocketAddr, path: &str, headers: &str) -> (u16, String, String) {
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n");
     let answer = ask(address, &request, "\0").await;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();

@@ -8,9 +8,20 @@ const TABLES: [(&str, bool); 2] = [("/proc/net/tcp", false), ("/proc/net/tcp6", 
 /// The state of a connection that neither end has begun to close.
 const ESTABLISHED: &str = "01";
 
+/// Whether the other end `peer` of a connection to `own` is a process of this one's user, or of root, on this machine.
+pub(super) fn is_own_user(peer: SocketAddr, own: SocketAddr) -> bool {
+    let loopback = peer.ip().to_canonical().is_loopback();
+    is_trusted(loopback.then(|| user(peer, own)).flatten(), nix::unistd::geteuid().as_raw())
+}
+
+/// A user who cannot be told is nobody.
+fn is_trusted(user: Option<u32>, own: u32) -> bool {
+    user.is_some_and(|user| user == 0 || user == own)
+}
+
 /// The user whose process has the end `peer` of a connection to `own`, both on this machine; none where that cannot be
 /// told.
-pub(super) fn user(peer: SocketAddr, own: SocketAddr) -> Option<u32> {
+fn user(peer: SocketAddr, own: SocketAddr) -> Option<u32> {
     TABLES.iter().find_map(|(table, v6)| find(&std::fs::read_to_string(table).ok()?, *v6, peer, own))
 }
 
@@ -76,6 +87,15 @@ mod tests {
             drop(caller);
             assert_eq!(user(peer, stream.local_addr().unwrap()), None);
         }
+    }
+
+    #[test]
+    fn this_user_and_root_are_trusted_and_nobody_else() {
+        for (user, trusted) in [(Some(1000), true), (Some(0), true), (Some(1001), false), (None, false)] {
+            assert_eq!(is_trusted(user, 1000), trusted, "{user:?}");
+        }
+        let stranger = "10.0.0.1:5".parse().unwrap();
+        assert!(!is_own_user(stranger, "10.0.0.2:4747".parse().unwrap()));
     }
 
     #[test]

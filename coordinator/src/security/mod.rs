@@ -16,6 +16,7 @@ mod door;
 mod guests;
 pub mod limits;
 mod port;
+mod readers;
 mod refusal;
 mod tls;
 
@@ -35,6 +36,7 @@ use tonic::transport::Server;
 
 pub use door::{Doorkeeper, Role};
 pub use port::{Port, Stream};
+pub use readers::Readers;
 
 use door::Policy;
 use guests::Reception;

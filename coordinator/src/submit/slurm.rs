@@ -76,6 +76,16 @@ pub(crate) struct SlurmArgs {
     /// Port of the coordinator [default: one made from the job's number]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
+    /// Certificate (PEM) of the coordinator, for the addresses of all nodes that may be the job's first: it and the
+    /// workers speak TLS
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_ca"])]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Key (PEM) of --tls-cert
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Certificate (PEM) that signed --tls-cert
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_ca: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) config: ConfigFile,
     /// Print the batch script and hand nothing in
@@ -231,6 +241,11 @@ impl Job {
         match args.port {
             Some(port) => set("port", &port.to_string()),
             None => set("port", "$((20000 + SLURM_JOB_ID % 10000))"),
+        }
+        for (name, file) in
+            [("tls_cert", &args.tls_cert), ("tls_key", &args.tls_key), ("tls_ca", &args.tls_ca)]
+        {
+            set(name, &file.as_ref().map_or_else(String::new, |file| quoted(&file.display().to_string())));
         }
         for command in &args.setup {
             let _ = writeln!(settings, "{command}");

@@ -22,7 +22,8 @@ fn job(flags: &[&str], options: &[&str]) -> Result<Job, SubmitError> {
 /// What bash makes of the script up to the job: the settings and the job's arguments, one a line.
 fn understood(script: &str) -> String {
     let head = script.split("\n# ---- the job\n").next().unwrap();
-    let shown = r#"printf '%s\n' "$run_dir" "$bin" "$device" "$min_workers" "$port" "$@""#;
+    let shown =
+        r#"printf '%s\n' "$run_dir" "$bin" "$device" "$min_workers" "$port" "$tls_cert$tls_key$tls_ca" "$@""#;
     let output = std::process::Command::new("bash")
         .args(["-euc", &format!("{head}\n{shown}")])
         .env_clear()
@@ -63,7 +64,7 @@ fn a_script_says_what_was_asked_for() {
     );
     let settings = understood(&script);
     // All nodes but one have to be there, and the port is one of its own.
-    assert_eq!(settings, "runs/%x-%j\n/opt/relabel bin\nauto\n24\n21007\n--optim.epochs=3\n");
+    assert_eq!(settings, "runs/%x-%j\n/opt/relabel bin\nauto\n24\n21007\n\n--optim.epochs=3\n");
     assert!(script.contains("\nrestarts=3 ") && script.ends_with("exit \"$code\"\n"), "the job is not in it");
 }
 
@@ -76,11 +77,20 @@ fn options_reach_the_job_as_they_are() {
     ];
     let script = job(&["--setup", "greeting='module loaded'", "--port", "5000"], &odd).unwrap().script();
     assert!(
-        understood(&script).ends_with(&format!("\n1\n5000\n{}\n", odd.join("\n"))),
+        understood(&script).ends_with(&format!("\n1\n5000\n\n{}\n", odd.join("\n"))),
         "{}",
         understood(&script)
     );
     assert!(script.contains("\ngreeting='module loaded'\n"));
+}
+
+#[test]
+fn certificates_reach_the_job() {
+    let flags =
+        ["--tls-cert", "/certs/of it.pem", "--tls-key", "/certs/key.pem", "--tls-ca", "/certs/ca.pem"];
+    let script = job(&flags, &[]).unwrap().script();
+    assert!(understood(&script).contains("\n/certs/of it.pem/certs/key.pem/certs/ca.pem\n"));
+    assert!(Line::try_parse_from(["submit", "--tls-cert", "a.pem", "--tls-key", "b.pem"]).is_err());
 }
 
 #[test]

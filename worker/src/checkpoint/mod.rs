@@ -112,26 +112,62 @@ impl CheckpointError {
 }
 
 impl State {
-    /// Copies model, optimizer and average aside, at memory speed; training may go on as soon as this returns.
-    ///
-    /// # Errors
-    /// No memory left.
-    pub fn snapshot(
+    /// The state as it stands, in the tensors that training goes on with: to be [copied](Self::copied) before it does.
+    pub fn of(
         model: &Model,
         optimizer: &Optimizer,
         ema: Option<&Ema>,
         progress: Progress,
         metadata: BTreeMap<String, String>,
-    ) -> Result<Self, CheckpointError> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             progress,
             arch: model.arch().to_owned(),
             metadata,
-            model: copied(model.state_dict())?,
-            ema: ema.map(|ema| copied(ema.model().state_dict())).transpose()?,
+            model: model.state_dict(),
+            ema: ema.map(|ema| ema.model().state_dict()),
             optimizer_name: optimizer.name().to_owned(),
-            optimizer: copied(optimizer.state())?,
+            optimizer: optimizer.state(),
             loss_scale: None,
+        }
+    }
+
+    /// Copies all tensors aside, at memory speed; training may go on as soon as this returns.
+    ///
+    /// A `spare` state of the same run gives its memory, which is written over: a copy into new memory takes ten times
+    /// as long.
+    ///
+    /// # Errors
+    /// No memory left, or a spare state of other shapes.
+    pub fn copied(mut self, spare: Option<Self>) -> Result<Self, CheckpointError> {
+        let mut spare = spare.map_or_else(|| self.room(), Ok)?;
+        for ((_, tensor), (_, room)) in self.tensors_mut().zip(spare.tensors_mut()) {
+            room.f_copy_(&tensor.detach()).map_err(not_copied)?;
+            *tensor = room.shallow_clone();
+        }
+        Ok(self)
+    }
+
+    /// The same with zeros in all tensors, on the CPU and in the same memory formats: reordering is left to whoever
+    /// writes a file.
+    ///
+    /// # Errors
+    /// No memory left.
+    pub fn room(&self) -> Result<Self, CheckpointError> {
+        let zeros = |(name, tensor): &(String, Tensor)| {
+            let zeros = Tensor::f_empty_strided(tensor.size(), tensor.stride(), (tensor.kind(), Device::Cpu));
+            zeros.and_then(|mut zeros| zeros.f_zero_()).map(|zeros| (name.clone(), zeros)).map_err(not_copied)
+        };
+        let all = |tensors: &StateDict| tensors.iter().map(zeros).collect::<Result<StateDict, _>>();
+        Ok(Self {
+            progress: self.progress,
+            arch: self.arch.clone(),
+            metadata: self.metadata.clone(),
+            model: all(&self.model)?,
+            ema: self.ema.as_ref().map(all).transpose()?,
+            optimizer_name: self.optimizer_name.clone(),
+            optimizer: all(&self.optimizer)?,
+            loss_scale: self.loss_scale,
         })
     }
 
@@ -173,16 +209,6 @@ impl State {
     }
 }
 
-/// Owned copies on the CPU that keep their memory format: reordering is left to the writing thread.
-fn copied(tensors: StateDict) -> Result<StateDict, CheckpointError> {
-    let copy = |(name, tensor): (String, Tensor)| {
-        let tensor = tensor.detach();
-        let copy = tensor.f_to_device_(Device::Cpu, tensor.kind(), false, true);
-        copy.map(|copy| (name, copy))
-    };
-    tensors
-        .into_iter()
-        .map(copy)
-        .collect::<Result<_, _>>()
-        .map_err(|source| CheckpointError::Snapshot(TorchError::Tch { operation: "copy a tensor", source }))
+fn not_copied(source: tch::TchError) -> CheckpointError {
+    CheckpointError::Snapshot(TorchError::Tch { operation: "copy a tensor", source })
 }

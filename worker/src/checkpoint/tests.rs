@@ -109,7 +109,7 @@ fn goes_on(optimizer: OptimizerKind, averaged: bool) {
     };
     let state = |(model, optimizer, ema): &Training| {
         let progress = Progress { epoch: 0, step: 1, seed: 1 };
-        State::snapshot(model, optimizer, ema.as_ref(), progress, BTreeMap::new()).unwrap()
+        State::of(model, optimizer, ema.as_ref(), progress, BTreeMap::new()).copied(None).unwrap()
     };
     let restore =
         |from: &State, (model, optimizer, ema): &mut Training| from.restore(model, optimizer, ema.as_mut());
@@ -139,10 +139,32 @@ fn goes_on(optimizer: OptimizerKind, averaged: bool) {
 }
 
 #[test]
+fn a_copy_into_a_spare_state_takes_its_memory_and_leaves_training_its_own() {
+    let model = build("resnet18", 10, BatchNormOptions::default(), Device::Cpu, 0).unwrap();
+    let sgd = Optimizer::new(model.parameters(), &options(OptimizerKind::Sgd));
+    let now = || State::of(&model, &sgd, None, tiny().progress, BTreeMap::new());
+    let addresses =
+        |state: &mut State| state.tensors_mut().map(|(_, tensor)| tensor.data_ptr()).collect::<Vec<_>>();
+
+    let mut room = now().room().unwrap();
+    let spare = addresses(&mut room);
+    let mut copy = now().copied(Some(room)).unwrap();
+    assert_eq!(addresses(&mut copy), spare);
+    assert_same(&copy, &now().copied(None).unwrap());
+
+    let trained = addresses(&mut now());
+    assert!(trained.iter().all(|address| !spare.contains(address)));
+    let before = copy.model[0].1.copy();
+    let _ = tch::no_grad(|| now().model[0].1.shallow_clone().fill_(7.0));
+    assert_eq!(copy.model[0].1, before);
+    assert_eq!(addresses(&mut now().copied(Some(copy)).unwrap()), spare);
+}
+
+#[test]
 fn another_optimizer_s_checkpoint_is_refused() {
     let mut model = build("resnet18", 10, BatchNormOptions::default(), Device::Cpu, 0).unwrap();
     let adamp = Optimizer::new(model.parameters(), &options(OptimizerKind::AdamP));
-    let state = State::snapshot(&model, &adamp, None, tiny().progress, BTreeMap::new()).unwrap();
+    let state = State::of(&model, &adamp, None, tiny().progress, BTreeMap::new()).copied(None).unwrap();
     let mut sgd = Optimizer::new(model.parameters(), &options(OptimizerKind::Sgd));
     let message = state.restore(&mut model, &mut sgd, None).unwrap_err().to_string();
     assert!(
@@ -174,7 +196,7 @@ fn an_average_that_the_state_lacks_begins_with_its_weights() {
     let new = |seed| build("resnet18", 10, BatchNormOptions::default(), Device::Cpu, seed).unwrap();
     let trained = new(1);
     let optimizer = Optimizer::new(trained.parameters(), &options(OptimizerKind::Sgd));
-    let state = State::snapshot(&trained, &optimizer, None, tiny().progress, BTreeMap::new()).unwrap();
+    let state = State::of(&trained, &optimizer, None, tiny().progress, BTreeMap::new()).copied(None).unwrap();
     let mut model = new(2);
     let mut ema = Ema::new(new(3), &model, 0.9).unwrap();
     let mut optimizer = Optimizer::new(model.parameters(), &options(OptimizerKind::Sgd));
@@ -226,7 +248,7 @@ fn a_checkpoint_that_lacks_a_tensor_names_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut model = build("resnet18", 10, BatchNormOptions::default(), Device::Cpu, 0).unwrap();
     let mut sgd = Optimizer::new(model.parameters(), &options(OptimizerKind::Sgd));
-    let mut state = State::snapshot(&model, &sgd, None, tiny().progress, BTreeMap::new()).unwrap();
+    let mut state = State::of(&model, &sgd, None, tiny().progress, BTreeMap::new()).copied(None).unwrap();
     state.optimizer.retain(|(name, _)| name != "momentum_buffer.layer1.0.conv1.weight");
     let written = write(&state, dir.path(), "part").unwrap();
     let message = load(&written.file).unwrap().restore(&mut model, &mut sgd, None).unwrap_err().to_string();

@@ -8,7 +8,7 @@ use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
 
 use super::crop::{EvalGeometry, eval_geometry, random_resized_crop};
-use super::decode::RgbImage;
+use super::decode::{Cut, Pick, RgbImage};
 use super::jitter::{self, ByteTable};
 use super::pillow::Resampler;
 use super::rng::KeyedRng;
@@ -50,22 +50,29 @@ impl Augment {
         }
     }
 
-    /// The box of an image of size `image` that `apply` is to take. The first draws from a sample's `rng`.
-    pub fn draw_crop(&self, image: ImageSize, rng: &mut KeyedRng) -> CropBox {
-        random_resized_crop(image, self.min_area, rng)
+    /// The box of an image of size `image` that `apply` is to take, decoded as small as the input allows. The first
+    /// draws from a sample's `rng`.
+    pub fn draw_crop(&self, image: ImageSize, rng: &mut KeyedRng) -> Pick {
+        let crop = random_resized_crop(image, self.min_area, rng);
+        let fits = |shrink: &u32| crop.width.min(crop.height) / shrink >= self.image_size;
+        let shrink = match self.resize {
+            Resize::Fast => [8, 4, 2].into_iter().find(fits).unwrap_or(1),
+            Resize::Exact => 1,
+        };
+        Pick { crop, shrink }
     }
 
-    /// Cuts `crop` out of `image`, resizes it, and draws flip, jitter and lighting from `rng`. `pixels` is a
+    /// Takes `cut` out of `image`, resizes it, and draws flip, jitter and lighting from `rng`. `pixels` is a
     /// buffer to be used again.
     pub fn apply(
         &self,
         image: &RgbImage,
-        crop: CropBox,
+        cut: &Cut,
         rng: &mut KeyedRng,
         scaler: &mut Scaler,
         pixels: Vec<u8>,
     ) -> Result<Input, ImageError> {
-        let mut pixels = scaler.resize_crop(image, crop, self.image_size, self.resize, pixels)?;
+        let mut pixels = scaler.resize_cut(image, cut, self.image_size, self.resize, pixels)?;
         let flip = rng.below(2) == 1;
         let table = if self.color_jitter > 0.0 {
             jitter::apply(&jitter::draw(self.color_jitter, rng), &mut pixels)
@@ -102,7 +109,7 @@ impl EvalTransform {
         let geometry = eval_geometry(image.size, self.image_size, self.crop_ratio);
         if self.resize == Resize::Exact {
             let EvalGeometry { resized, crop } = geometry;
-            scaler.exact.resize(image, whole(image.size), resized, crop, &mut pixels)?;
+            scaler.exact.resize(image, CropBox::whole(image.size), resized, crop, &mut pixels)?;
             return Ok(Input::plain(self.image_size, pixels));
         }
         // Only the part of the image that the centre is made of is resized, with the whole around it
@@ -126,10 +133,6 @@ fn draw_lighting(deviation: f64, rng: &mut KeyedRng) -> [f32; 3] {
     PCA_VECTORS.map(|row| row.iter().zip(weights).map(|(vector, weight)| vector * weight).sum::<f64>() as f32)
 }
 
-fn whole(size: ImageSize) -> CropBox {
-    CropBox { top: 0, left: 0, height: size.height, width: size.width }
-}
-
 /// Resizes with Pillow's antialiased bilinear filter: `fast` with SIMD instructions and 16-bit weights, a few
 /// 255ths from Pillow at most, `exact` to Pillow's last bit. Keeps its buffers; belongs to one thread.
 #[derive(Debug, Default)]
@@ -139,19 +142,37 @@ pub struct Scaler {
 }
 
 impl Scaler {
-    /// `crop` of `image` as a square of `side` pixels. Pixels beyond the crop have no part in it, as when
-    /// cutting comes first. `pixels` is a buffer to be used again; RGB, row after row.
-    pub fn resize_crop(
+    /// The box of `cut`, of which `image` holds the region, as a square of `side` pixels. Pixels beyond the box have no
+    /// part in it, as when cutting comes first, but for the edges of an image that was decoded smaller. `pixels` is a
+    /// buffer to be used again; RGB, row after row.
+    pub fn resize_cut(
         &mut self,
         image: &RgbImage,
-        crop: CropBox,
+        cut: &Cut,
         side: u32,
         resize: Resize,
         mut pixels: Vec<u8>,
     ) -> Result<Vec<u8>, ImageError> {
+        let Cut { crop, shrink, region, .. } = *cut;
+        if shrink > 1 {
+            // Its edges lie between pixels by now.
+            let along = |start: u32, length: u32, first: u32, side: u32| {
+                let start = f64::from(start) / f64::from(shrink) - f64::from(first);
+                (start, (f64::from(length) / f64::from(shrink)).min(f64::from(side) - start))
+            };
+            let (left, width) = along(crop.left, crop.width, region.left, image.size.width);
+            let (top, height) = along(crop.top, crop.height, region.top, image.size.height);
+            return self.resize(&view(image)?, side, &bilinear().crop(left, top, width, height), pixels);
+        }
+        let outside = || cannot_resize("the crop lies outside of what was decoded");
+        let crop = CropBox {
+            top: crop.top.checked_sub(region.top).ok_or_else(outside)?,
+            left: crop.left.checked_sub(region.left).ok_or_else(outside)?,
+            ..crop
+        };
         if resize == Resize::Exact {
             let to = ImageSize { width: side, height: side };
-            self.exact.resize(image, crop, to, whole(to), &mut pixels)?;
+            self.exact.resize(image, crop, to, CropBox::whole(to), &mut pixels)?;
             return Ok(pixels);
         }
         let whole = view(image)?;
@@ -187,6 +208,9 @@ fn cannot_resize(error: impl std::fmt::Display) -> ImageError {
     ImageError::Resize(error.to_string())
 }
 
+/// Values of pixels that are turned to floats at a time: whole pixels, and whole registers of 8 floats.
+const BLOCK: usize = 48;
+
 /// An image ready to be written as floats: its bytes and what one pass is still to do to them. Kept as
 /// bytes because they take a quarter of the memory while a batch is waiting for its other images.
 #[derive(Debug, Clone)]
@@ -219,32 +243,38 @@ impl Input {
         self.write_patch(0..side, 0..side, out);
     }
 
-    /// As [`Self::write`], but only the pixels of these rows and columns of the input: jitter table, to [0, 1],
-    /// lighting, mean and deviation in one look-up a byte, flip by the order of reading.
+    /// As [`Self::write`], but only the pixels of these rows and columns of the input: jitter table, flip by the order
+    /// of reading, to [0, 1], lighting, mean and deviation.
     ///
     /// # Panics
     /// If `out` is not `floats(side)` long, or a row or column lies outside.
     pub fn write_patch(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         assert_eq!(out.len(), self.pixels.len());
-        let values: [[f32; 256]; 3] = std::array::from_fn(|channel| {
-            let (scale, shift) = (1.0 / STD[channel], self.light[channel] - MEAN[channel]);
-            self.table.map(|byte| (f32::from(byte) / 255.0 + shift) * scale)
-        });
-        let put = |(out, pixel): (&mut [f32], &[u8])| {
-            out[0] = values[0][usize::from(pixel[0])];
-            out[1] = values[1][usize::from(pixel[1])];
-            out[2] = values[2][usize::from(pixel[2])];
-        };
+        // Red, green and blue again and again.
+        let scale: [f32; BLOCK] = std::array::from_fn(|value| 1.0 / STD[value % 3]);
+        let shift: [f32; BLOCK] = std::array::from_fn(|value| self.light[value % 3] - MEAN[value % 3]);
         let side = self.side as usize;
         let read = if self.flip { side - columns.end..side - columns.start } else { columns.clone() };
+        let mut bytes = [0; BLOCK];
         for row in rows {
             let out = &mut out[(row * side + columns.start) * 3..(row * side + columns.end) * 3];
             let pixels = &self.pixels[(row * side + read.start) * 3..(row * side + read.end) * 3];
-            let (out, pixels) = (out.chunks_exact_mut(3), pixels.chunks_exact(3));
-            if self.flip {
-                out.zip(pixels.rev()).for_each(put);
-            } else {
-                out.zip(pixels).for_each(put);
+            for (number, out) in out.chunks_mut(BLOCK).enumerate() {
+                let first = number * BLOCK;
+                if self.flip {
+                    let block = &pixels[pixels.len() - first - out.len()..pixels.len() - first];
+                    for (bytes, pixel) in bytes.chunks_exact_mut(3).zip(block.chunks_exact(3).rev()) {
+                        bytes.copy_from_slice(pixel);
+                    }
+                } else {
+                    bytes[..out.len()].copy_from_slice(&pixels[first..first + out.len()]);
+                }
+                let mut floats = [0.0; BLOCK];
+                for value in 0..BLOCK {
+                    let byte = self.table[usize::from(bytes[value])];
+                    floats[value] = (f32::from(byte) / 255.0 + shift[value]) * scale[value];
+                }
+                out.copy_from_slice(&floats[..out.len()]);
             }
         }
     }

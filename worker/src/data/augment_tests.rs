@@ -39,12 +39,19 @@ fn a_resized_crop_equals_pillow() {
     let mut scaler = Scaler::default();
     for resize in BOTH {
         let down = CropBox { top: 3, left: 5, height: 41, width: 50 };
-        let pixels = scaler.resize_crop(&image, down, 16, resize, Vec::new()).unwrap();
+        let pixels =
+            scaler.resize_cut(&image, &Cut::of_whole(image.size, down), 16, resize, Vec::new()).unwrap();
         assert_close(&pixels, resize, "resize_down.rgb");
         let up = CropBox { top: 20, left: 30, height: 9, width: 7 };
-        assert_close(&scaler.resize_crop(&image, up, 16, resize, pixels).unwrap(), resize, "resize_up.rgb");
+        assert_close(
+            &scaler.resize_cut(&image, &Cut::of_whole(image.size, up), 16, resize, pixels).unwrap(),
+            resize,
+            "resize_up.rgb",
+        );
         let outside = CropBox { top: 40, left: 0, height: 8, width: 8 };
-        assert!(scaler.resize_crop(&image, outside, 16, resize, Vec::new()).is_err());
+        assert!(
+            scaler.resize_cut(&image, &Cut::of_whole(image.size, outside), 16, resize, Vec::new()).is_err()
+        );
     }
 }
 
@@ -125,8 +132,8 @@ fn an_augmentation_is_a_function_of_its_key_and_flips_half() {
     let image = source(61, 47);
     let make = |epoch, sample| {
         let mut rng = KeyedRng::of_sample(5, epoch, sample);
-        let crop = augment.draw_crop(image.size, &mut rng);
-        augment.apply(&image, crop, &mut rng, &mut Scaler::default(), Vec::new()).unwrap()
+        let cut = Cut::of_whole(image.size, augment.draw_crop(image.size, &mut rng).crop);
+        augment.apply(&image, &cut, &mut rng, &mut Scaler::default(), Vec::new()).unwrap()
     };
     let written = |input: &Input| {
         let mut out = vec![0.0; Input::floats(8)];

@@ -7,7 +7,7 @@ use std::io::{Cursor, Read};
 use std::path::Path;
 
 use super::turbo::{Decompressor, Layout};
-use super::{ImageError, ImageSize, MAX_PIXELS, MAX_SIDE};
+use super::{CropBox, ImageError, ImageSize, MAX_PIXELS, MAX_SIDE};
 
 /// A decoded image: `pixels` holds `height` rows of `width` pixels of 3 bytes, red, green, blue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,33 @@ impl RgbImage {
     /// An image without pixels, to be decoded into.
     pub fn empty() -> Self {
         Self { size: ImageSize { width: 0, height: 0 }, pixels: Vec::new() }
+    }
+}
+
+/// What is wanted of an image: a box in it, at 1 / `shrink` of its size (1, 2, 4 or 8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pick {
+    pub crop: CropBox,
+    pub shrink: u32,
+}
+
+/// A box in an image, and where it is in what was decoded of it: the pixels of `region` of the image at 1 / `shrink` of
+/// its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// Of the whole image, as the file has it.
+    pub size: ImageSize,
+    /// In pixels of the whole image.
+    pub crop: CropBox,
+    pub shrink: u32,
+    /// In pixels of the smaller image.
+    pub region: CropBox,
+}
+
+impl Cut {
+    /// `crop` of an image of which all is decoded.
+    pub fn of_whole(size: ImageSize, crop: CropBox) -> Self {
+        Self { size, crop, shrink: 1, region: CropBox::whole(size) }
     }
 }
 
@@ -37,10 +64,21 @@ impl Decoder {
 
     /// Decodes the file at `path` into `image`. After an error `image` holds nothing of use.
     pub fn decode_file(&mut self, path: &Path, image: &mut RgbImage) -> Result<(), ImageError> {
+        self.decode_file_part(path, all, image).map(drop)
+    }
+
+    /// Decodes of the file at `path` what `pick` asks of an image of that size, and a little around it where that is
+    /// less work than the whole. The values are those of the whole image; `shrink` is followed for JPEGs alone.
+    pub fn decode_file_part(
+        &mut self,
+        path: &Path,
+        pick: impl FnOnce(ImageSize) -> Pick,
+        image: &mut RgbImage,
+    ) -> Result<Cut, ImageError> {
         let mut file = std::mem::take(&mut self.file);
         file.clear();
         let read = File::open(path).and_then(|mut opened| opened.read_to_end(&mut file));
-        let decoded = read.map_err(ImageError::Read).and_then(|_| self.decode(&file, image));
+        let decoded = read.map_err(ImageError::Read).and_then(|_| self.decode_part(&file, pick, image));
         self.file = file;
         decoded
     }
@@ -48,21 +86,37 @@ impl Decoder {
     /// Decodes `bytes`, the content of a JPEG or PNG file, into `image`: greyscale is repeated in the three
     /// channels, alpha is dropped, CMYK is converted as Pillow does.
     pub fn decode(&mut self, bytes: &[u8], image: &mut RgbImage) -> Result<(), ImageError> {
+        self.decode_part(bytes, all, image).map(drop)
+    }
+
+    /// As [`Self::decode_file_part`], of a file's content.
+    pub fn decode_part(
+        &mut self,
+        bytes: &[u8],
+        pick: impl FnOnce(ImageSize) -> Pick,
+        image: &mut RgbImage,
+    ) -> Result<Cut, ImageError> {
         if bytes.is_empty() {
             Err(ImageError::Empty)
         } else if bytes.starts_with(&[0xFF, 0xD8, 0xFF]) {
-            self.decode_jpeg(bytes, image)
+            self.decode_jpeg(bytes, pick, image)
         } else if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
-            decode_png(bytes, image)
+            decode_png(bytes, image)?;
+            Ok(Cut::of_whole(image.size, pick(image.size).crop))
         } else {
             let first: Vec<String> = bytes.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
             Err(ImageError::NotAnImage(first.join(" ")))
         }
     }
 
-    fn decode_jpeg(&mut self, bytes: &[u8], image: &mut RgbImage) -> Result<(), ImageError> {
-        let (size, layout) = self.turbo.decode(bytes, &mut image.pixels)?;
-        image.size = size;
+    fn decode_jpeg(
+        &mut self,
+        bytes: &[u8],
+        pick: impl FnOnce(ImageSize) -> Pick,
+        image: &mut RgbImage,
+    ) -> Result<Cut, ImageError> {
+        let (cut, layout) = self.turbo.decode(bytes, pick, &mut image.pixels)?;
+        image.size = ImageSize { width: cut.region.width, height: cut.region.height };
         if layout == Layout::Cmyk {
             std::mem::swap(&mut self.inks, &mut image.pixels);
             image.pixels.clear();
@@ -71,8 +125,12 @@ impl Decoder {
                 [cyan, magenta, yellow].map(|ink| under_black(ink, black))
             }));
         }
-        Ok(())
+        Ok(cut)
     }
+}
+
+fn all(size: ImageSize) -> Pick {
+    Pick { crop: CropBox::whole(size), shrink: 1 }
 }
 
 impl Default for Decoder {

@@ -52,30 +52,68 @@ pub(super) fn apply(steps: &[Step], pixels: &mut [u8]) -> ByteTable {
 }
 
 /// Pillow's `Image.blend` of a byte `from` and a byte `to`: beyond both for factors over 1, clipped, truncated.
+#[inline(always)]
 fn blend(from: u8, to: u8, factor: f32) -> u8 {
-    (f32::from(from) + factor * f32::from(i16::from(to) - i16::from(from))) as u8
+    let blended = f32::from(from) + factor * f32::from(i16::from(to) - i16::from(from));
+    // As a conversion to u8 at once, but in steps for which there are instructions.
+    blended.clamp(0.0, 255.0) as i32 as u8
 }
 
-/// Pillow's conversion to greyscale: ITU-R 601 weights in 16-bit fixed point, rounded.
-fn luma(red: u8, green: u8, blue: u8) -> u8 {
-    ((u32::from(red) * 19595 + u32::from(green) * 38470 + u32::from(blue) * 7471 + 0x8000) >> 16) as u8
+/// Pixels that are taken apart into their channels at a time, for the instructions that work on many at once.
+const LANES: usize = 64;
+
+/// Red, green and blue of [`LANES`] pixels, after the table.
+struct Channels([[u8; LANES]; 3]);
+
+impl Channels {
+    /// Of one block, which may be shorter; what lies beyond stays as it was.
+    fn fill(&mut self, block: &[u8], table: &ByteTable) {
+        for (lane, pixel) in block.chunks_exact(3).take(LANES).enumerate() {
+            for (channel, &value) in self.0.iter_mut().zip(pixel) {
+                channel[lane] = table[usize::from(value)];
+            }
+        }
+    }
+
+    /// Pillow's conversion to greyscale: ITU-R 601 weights in 16-bit fixed point, rounded.
+    fn luma(&self) -> [u8; LANES] {
+        let [red, green, blue] = &self.0;
+        let mut luma = [0; LANES];
+        for lane in 0..LANES {
+            let of = |channel: &[u8; LANES]| u32::from(channel[lane]);
+            luma[lane] = ((of(red) * 19595 + of(green) * 38470 + of(blue) * 7471 + 0x8000) >> 16) as u8;
+        }
+        luma
+    }
 }
 
 /// Mean of the luma of at least one pixel, rounded half up.
 fn mean_luma(pixels: &[u8], table: &ByteTable) -> u8 {
-    let byte = |value: u8| table[usize::from(value)];
-    let sum: u64 = pixels
-        .chunks_exact(3)
-        .map(|pixel| u64::from(luma(byte(pixel[0]), byte(pixel[1]), byte(pixel[2]))))
-        .sum();
+    let mut channels = Channels([[0; LANES]; 3]);
+    let mut sum = 0;
+    for block in pixels.chunks(3 * LANES) {
+        channels.fill(block, table);
+        let luma = channels.luma();
+        sum += luma[..block.len() / 3].iter().map(|&value| u32::from(value)).sum::<u32>() as u64;
+    }
     (sum as f64 / (pixels.len() / 3) as f64 + 0.5) as u8
 }
 
 fn saturate(pixels: &mut [u8], table: &ByteTable, factor: f32) {
-    for pixel in pixels.chunks_exact_mut(3) {
-        let [red, green, blue] = [pixel[0], pixel[1], pixel[2]].map(|value| table[usize::from(value)]);
-        let grey = luma(red, green, blue);
-        pixel.copy_from_slice(&[red, green, blue].map(|value| blend(grey, value, factor)));
+    let mut channels = Channels([[0; LANES]; 3]);
+    for block in pixels.chunks_mut(3 * LANES) {
+        channels.fill(block, table);
+        let luma = channels.luma();
+        for channel in &mut channels.0 {
+            for lane in 0..LANES {
+                channel[lane] = blend(luma[lane], channel[lane], factor);
+            }
+        }
+        for (lane, pixel) in block.chunks_exact_mut(3).enumerate() {
+            for (value, channel) in pixel.iter_mut().zip(&channels.0) {
+                *value = channel[lane];
+            }
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use super::train::TRAIN_ADVICE;
 use super::*;
 use crate::data::augment::{Augment, Resize};
 use crate::data::cutmix::CutMix;
+use crate::data::decode::Cut;
 use crate::data::order::epoch_order;
 use crate::data::rng::KeyedRng;
 use crate::data::{CropBox, ImageError, ImageSize};
@@ -106,13 +107,13 @@ fn batches_hold_the_epochs_order_with_images_and_targets_in_their_rows() {
             let Scratch { decoder, image, scaler } = &mut scratch;
             decoder.decode_file(&plan.split.path(id), image).unwrap();
             let mut rng = KeyedRng::of_sample(11, 2, id);
-            let crop = plan.augment.draw_crop(image.size, &mut rng);
-            let input = plan.augment.apply(image, crop, &mut rng, scaler, Vec::new()).unwrap();
+            let cut = Cut::of_whole(image.size, plan.augment.draw_crop(image.size, &mut rng).crop);
+            let input = plan.augment.apply(image, &cut, &mut rng, scaler, Vec::new()).unwrap();
             let mut expected = vec![0.0; Input::floats(8)];
             input.write(&mut expected);
             assert_eq!(batch.images[row * expected.len()..][..expected.len()], expected);
             let mut target = [0.0; 4];
-            plan.targets.write(id, image.size, crop, &mut target).unwrap();
+            plan.targets.write(id, cut.size, cut.crop, &mut target).unwrap();
             assert_eq!(batch.targets[row * 4..][..4], target);
         }
     }

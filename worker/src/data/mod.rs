@@ -18,7 +18,7 @@ pub mod order;
 mod pillow;
 mod pool;
 pub mod rng;
-mod turbo;
+pub(crate) mod turbo;
 pub mod whole;
 
 pub use error::{DataError, ImageError};
@@ -44,4 +44,11 @@ pub struct CropBox {
     pub left: u32,
     pub height: u32,
     pub width: u32,
+}
+
+impl CropBox {
+    /// All of an image.
+    pub fn whole(size: ImageSize) -> Self {
+        Self { top: 0, left: 0, height: size.height, width: size.width }
+    }
 }

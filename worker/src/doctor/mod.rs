@@ -1,15 +1,16 @@
-//! `worker doctor --data`: whether a data set can be trained on, before the first run. A run stops at the first thing
-//! that is wrong; this says all of them.
+//! `worker doctor`: what this machine has that a worker can use; and with `--data` whether a data set can be trained on,
+//! before the first run. A run stops at the first thing that is wrong; this says all of them.
 
 mod files;
 mod folders;
+mod machine;
 mod maps;
 #[cfg(test)]
 mod tests;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -17,6 +18,7 @@ use clap::Args;
 use serde::Serialize;
 
 use folders::Listing;
+use machine::Machine;
 
 /// Things of a kind that are named; the rest is counted.
 const NAMED: usize = 5;
@@ -24,25 +26,25 @@ const NAMED: usize = 5;
 /// Arguments of `worker doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// Folder that holds train/<class>/<image> and val/<class>/<image>
+    /// Check a data set instead of the machine: the folder that holds train/<class>/<image> and val/<class>/<image>
     #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    data: Option<PathBuf>,
     /// Label maps: a folder of <class>/<image stem>.pt, or a file that `worker pack` made of it
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", requires = "data")]
     labels: Option<PathBuf>,
     /// Images of each split, and label maps, that are opened, spread over the whole
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", requires = "data", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     check: u32,
     /// Open every image and every label map
-    #[arg(long, conflicts_with = "check")]
+    #[arg(long, requires = "data", conflicts_with = "check")]
     all: bool,
     /// Side of the training crop: images with a shorter side are named
-    #[arg(long, value_name = "PIXELS", default_value_t = 224)]
+    #[arg(long, value_name = "PIXELS", requires = "data", default_value_t = 224)]
     image_size: u32,
     /// Threads that open files [default: the machine's cores]
-    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "T", requires = "data", value_parser = clap::value_parser!(u32).range(1..))]
     threads: Option<u32>,
-    /// Print JSON, with every thing that is wrong
+    /// Print JSON: of a machine the values, of data every thing that is wrong
     #[arg(long)]
     json: bool,
 }
@@ -51,6 +53,8 @@ pub struct DoctorArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
+    /// It is not there, and need not be.
+    Absent,
     Good,
     /// Training works, and may not do what is wanted.
     Odd,
@@ -90,6 +94,14 @@ impl Findings {
         }
     }
 
+    fn absent(&mut self, what: &'static str, words: String) {
+        self.0.push(Finding { what, verdict: Verdict::Absent, words, of: Vec::new() });
+    }
+
+    fn odd(&mut self, what: &'static str, words: String) {
+        self.0.push(Finding { what, verdict: Verdict::Odd, words, of: Vec::new() });
+    }
+
     fn bad(&mut self, what: &'static str, words: String) {
         self.0.push(Finding { what, verdict: Verdict::Bad, words, of: Vec::new() });
     }
@@ -101,14 +113,29 @@ impl Findings {
 
 /// Runs the command. The exit code is 1 where training would fail or leave something out.
 pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
-    let findings = examine(args);
-    let text = match args.json {
-        true => {
-            serde_json::to_string_pretty(&serde_json::json!({
-                "data": args.data, "labels": args.labels, "verdict": findings.worst(), "findings": findings,
-            }))? + "\n"
+    let (findings, report, conclusion) = match &args.data {
+        Some(data) => {
+            let findings = examine(args, data);
+            let shown = |path: &PathBuf| path.display().to_string();
+            let report = serde_json::json!({
+                "data": shown(data), "labels": args.labels.as_ref().map(shown), "verdict": findings.worst(), "findings": findings,
+            });
+            let conclusion = conclusion(&findings);
+            (findings, report, conclusion)
         }
-        false => as_text(&findings),
+        None => {
+            let machine = Machine::look();
+            let findings = machine.findings();
+            let report = serde_json::json!({
+                "machine": machine, "verdict": findings.worst(), "findings": findings,
+            });
+            let conclusion = machine::conclusion(&findings);
+            (findings, report, conclusion)
+        }
+    };
+    let text = match args.json {
+        true => serde_json::to_string_pretty(&report)? + "\n",
+        false => as_text(&findings) + conclusion,
     };
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
@@ -118,17 +145,17 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
     }
     Ok(match findings.worst() {
         Verdict::Bad => ExitCode::FAILURE,
-        Verdict::Good | Verdict::Odd => ExitCode::SUCCESS,
+        Verdict::Absent | Verdict::Good | Verdict::Odd => ExitCode::SUCCESS,
     })
 }
 
-fn examine(args: &DoctorArgs) -> Findings {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = args.threads.map_or(cores, |threads| threads as usize);
+/// Looks at the data set in `data`.
+fn examine(args: &DoctorArgs, data: &Path) -> Findings {
+    let threads = args.threads.map_or_else(|| crate::torch::threads(None), |threads| threads as usize);
     let most = if args.all { usize::MAX } else { args.check as usize };
     let mut findings = Findings::default();
-    let train = folders::split(&mut findings, "train", &args.data.join("train"));
-    let val = folders::split(&mut findings, "val", &args.data.join("val"));
+    let train = folders::split(&mut findings, "train", &data.join("train"));
+    let val = folders::split(&mut findings, "val", &data.join("val"));
     if let (Some(train), Some(val)) = (&train, &val) {
         folders::compare(&mut findings, train, val);
     }
@@ -141,6 +168,15 @@ fn examine(args: &DoctorArgs) -> Findings {
         maps::check(&mut findings, train, labels, most, threads);
     }
     findings
+}
+
+/// What follows from what was found of a data set, in a sentence.
+fn conclusion(findings: &Findings) -> &'static str {
+    match findings.worst() {
+        Verdict::Absent | Verdict::Good => "The data can be trained on.\n",
+        Verdict::Odd => "The data can be trained on; see what is odd.\n",
+        Verdict::Bad => "Mend what is BAD before training.\n",
+    }
 }
 
 /// `most` of `n` things, spread evenly.
@@ -159,6 +195,7 @@ fn as_text(findings: &Findings) -> String {
     let mut text = String::new();
     for finding in &findings.0 {
         let mark = match finding.verdict {
+            Verdict::Absent => "-",
             Verdict::Good => "good",
             Verdict::Odd => "odd",
             Verdict::Bad => "BAD",
@@ -172,10 +209,5 @@ fn as_text(findings: &Findings) -> String {
             let _ = writeln!(text, "{:20}and {} more; --json has all of them", "", finding.of.len() - NAMED);
         }
     }
-    text.push_str(match findings.worst() {
-        Verdict::Good => "The data can be trained on.\n",
-        Verdict::Odd => "The data can be trained on; see what is odd.\n",
-        Verdict::Bad => "Mend what is BAD before training.\n",
-    });
     text
 }

@@ -50,7 +50,7 @@ fn look(dir: &Path, more: &[&str]) -> Findings {
         "--image-size",
         "32",
     ];
-    examine(&Cli::parse_from(args.iter().chain(more)).doctor)
+    examine(&Cli::parse_from(args.iter().chain(more)).doctor, dir)
 }
 
 /// A file of class folder number `class`, the first by name.
@@ -130,7 +130,7 @@ fn a_packed_store_is_checked_like_its_folder() {
     let pack = Pack::parse_from(["pack", labels.to_str().unwrap(), packed.to_str().unwrap()]);
     crate::labels::pack::run(&pack.pack).unwrap();
     let args = ["doctor", "--data", dir.path().to_str().unwrap(), "--labels", packed.to_str().unwrap()];
-    let findings = examine(&Cli::parse_from(args).doctor);
+    let findings = examine(&Cli::parse_from(args).doctor, dir.path());
     let text = as_text(&findings);
     assert!(text.contains("1 of 12 training images have none") && text.contains("all read: "), "{text}");
     assert!(text.contains("are smaller than the crop of 224 pixels"), "{text}");

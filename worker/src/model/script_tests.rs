@@ -57,7 +57,7 @@ fn a_step_reaches_the_module_and_a_checkpoint_brings_it_back() {
     let x = images(4);
     let evaluated = |model: &Model| tch::no_grad(|| model.forward(&x, false));
     let progress = Progress { epoch: 0, step: 0, seed: 0 };
-    let state = State::snapshot(&model, &optimizer, None, progress, Default::default()).unwrap();
+    let state = State::of(&model, &optimizer, None, progress, Default::default()).copied(None).unwrap();
     let before = evaluated(&model);
 
     flat.zero();

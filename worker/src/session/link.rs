@@ -9,25 +9,20 @@ use std::time::Duration;
 
 use relabel_config::Config;
 use relabel_core::{Dataset, FromWorker, Generation, Hello, Rank, Standing, ToWorker};
-use relabel_proto::security::{Access, Unreached};
-use relabel_proto::v1::session_client::SessionClient;
-use relabel_proto::{MAX_MESSAGE, Told, Welcome, sentence, v1};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use relabel_proto::security::Access;
+use relabel_proto::{Told, Welcome};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
 
-use super::{Fence, OUTBOX, SessionError, Shared, connect, refusal};
+use super::signals::{SIGTERM, Signals, exit_code, leaving, signal_name};
+use super::stream::{self, Broken, Stream};
+use super::{Fence, SessionError, Shared, connect, refusal};
 
 /// Pauses between attempts to find a coordinator that was there: from the first, doubling, to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// The same after the coordinator has put this worker out: it may be that nothing has changed since.
 const PAUSES_OUTSIDE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
-
-/// How long one attempt may take.
-const ATTEMPT: Duration = Duration::from_secs(5);
 
 /// The half of a [`Session`](super::Session) that is in touch with the coordinator.
 pub struct Link {
@@ -44,24 +39,8 @@ pub struct Link {
 /// Where the answer to the first Hello goes.
 type Welcomed = std_mpsc::Sender<Result<Welcome, SessionError>>;
 
-/// An open stream.
-struct Stream {
-    inbound: Streaming<v1::CoordinatorMessage>,
-    wire: mpsc::Sender<v1::WorkerMessage>,
-}
-
-/// Why a stream is no more.
-enum Broken {
-    ForGood(SessionError),
-    /// Another may be opened; `outside` where the coordinator has put this worker out.
-    Away {
-        reason: String,
-        outside: bool,
-    },
-}
-
 /// What of the run's options concerns the session.
-struct Terms {
+pub(super) struct Terms {
     run_id: String,
     heartbeat: Duration,
     away: Duration,
@@ -72,15 +51,10 @@ struct Terms {
 
 /// What is told on every new stream.
 #[derive(Default)]
-struct Kept {
+pub(super) struct Kept {
     dataset: Option<Dataset>,
     /// Reports that must not be lost, in their order.
     reports: Vec<FromWorker>,
-}
-
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
 }
 
 impl Link {
@@ -118,7 +92,7 @@ impl Link {
     /// The first stream; and from then on signals are this worker's to heed.
     async fn begin(&mut self, patience: Duration) -> Result<(Welcome, Stream, Signals), SessionError> {
         let channel = connect(&self.access, patience).await?;
-        let opened = open(&self.access, channel, self.hello.clone()).await?;
+        let opened = stream::open(&self.access, channel, self.hello.clone()).await?;
         let (welcome, stream) = opened.map_err(|status| refusal(&self.access, status))?;
         let signals = Signals::listen().map_err(SessionError::Thread)?;
         self.seat = Some(welcome.rank);
@@ -155,7 +129,7 @@ impl Link {
     }
 
     /// Passes orders, reports and heartbeats on until the stream ends; says why it did.
-    async fn relay(
+    pub(super) async fn relay(
         &mut self,
         stream: &mut Stream,
         signals: &mut Signals,
@@ -170,13 +144,15 @@ impl Link {
                 biased;
                 signal = signals.next() => {
                     self.told_to_leave(signal, terms);
-                    let reason = signal_name(signal).into();
-                    let _ = stream.wire.try_send(FromWorker::Leaving { reason }.into());
+                    if let Err(broken) = stream.put(leaving(signal)) {
+                        // The next stream begins with it.
+                        return broken;
+                    }
                     continue;
                 }
                 _ = beat.tick() => {
                     // A full wire holds reports, which are as good as a heartbeat.
-                    let _ = stream.wire.try_send(FromWorker::Heartbeat.into());
+                    let _ = stream.put(FromWorker::Heartbeat);
                     continue;
                 }
                 message = stream.inbound.message() => message,
@@ -187,12 +163,9 @@ impl Link {
                     if let FromWorker::Indexed(dataset) = &report {
                         kept.dataset = Some(dataset.clone());
                     }
-                    if let Err(unsent) = stream.wire.try_send(report.clone().into()) {
+                    if let Err(broken) = stream.put(report.clone()) {
                         kept.take(report);
-                        return Broken::away(match unsent {
-                            mpsc::error::TrySendError::Full(_) => "it takes no reports",
-                            mpsc::error::TrySendError::Closed(_) => "the stream broke",
-                        });
+                        return broken;
                     }
                     continue;
                 }
@@ -250,10 +223,7 @@ impl Link {
             let silence = terms.silence;
             let attempt = async move {
                 tokio::time::sleep(pause).await;
-                match tokio::time::timeout(ATTEMPT, attempt(&access, silence, hello)).await {
-                    Ok(opened) => opened,
-                    Err(_) => Err(Broken::away("no answer")),
-                }
+                stream::attempt(&access, silence, hello).await
             };
             tokio::pin!(attempt);
             let opened = loop {
@@ -295,13 +265,12 @@ impl Link {
     }
 
     /// Tells a coordinator that was away what it has missed.
-    fn catch_up(&self, stream: &Stream, kept: &mut Kept) {
+    pub(super) fn catch_up(&self, stream: &Stream, kept: &mut Kept) {
         let indexed = kept.dataset.clone().map(FromWorker::Indexed);
-        let leaving =
-            self.shared.leaving().map(|signal| FromWorker::Leaving { reason: signal_name(signal).into() });
+        let leaving = self.shared.leaving().map(leaving);
         for report in indexed.into_iter().chain(kept.reports.drain(..)).chain(leaving) {
             // The wire is empty, and holds many more than these.
-            let _ = stream.wire.try_send(report.into());
+            let _ = stream.put(report);
         }
     }
 
@@ -343,35 +312,6 @@ impl Link {
     }
 }
 
-const SIGINT: u8 = 2;
-const SIGTERM: u8 = 15;
-
-/// The exit code of a process that left because of a signal, as a shell has it.
-fn exit_code(signal: u8) -> i32 {
-    128 + i32::from(signal)
-}
-
-fn signal_name(signal: u8) -> &'static str {
-    match signal {
-        SIGINT => "SIGINT",
-        _ => "SIGTERM",
-    }
-}
-
-impl Signals {
-    fn listen() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    /// The number of the next signal to leave.
-    async fn next(&mut self) -> u8 {
-        tokio::select! {
-            _ = self.terminate.recv() => SIGTERM,
-            _ = self.interrupt.recv() => SIGINT,
-        }
-    }
-}
-
 impl Kept {
     /// Keeps a report for the next stream, if the coordinator could not know otherwise.
     fn take(&mut self, report: FromWorker) {
@@ -383,34 +323,9 @@ impl Kept {
     }
 }
 
-impl Broken {
-    fn away(reason: &str) -> Self {
-        Self::Away { reason: reason.to_owned(), outside: false }
-    }
-
-    /// What the status means that a stream ended with, or could not be opened with.
-    fn by(status: &Status) -> Self {
-        let reason = sentence(status.message());
-        match status.code() {
-            // The coordinator's own word for those that may come back.
-            Code::Aborted => Self::Away { reason, outside: true },
-            Code::Unavailable
-            | Code::Unknown
-            | Code::Cancelled
-            | Code::Internal
-            | Code::DeadlineExceeded
-            | Code::AlreadyExists
-            // Another token than before, which may be mended too.
-            | Code::Unauthenticated
-            | Code::ResourceExhausted => Self::Away { reason, outside: false },
-            _ => Self::ForGood(SessionError::Refused(reason)),
-        }
-    }
-}
-
 impl Terms {
     /// A configuration that cannot be read is the training thread's to report.
-    fn of(welcome: &Welcome) -> Self {
+    pub(super) fn of(welcome: &Welcome) -> Self {
         let config: Config = serde_json::from_str(&welcome.config).unwrap_or_default();
         let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(1));
         Self {
@@ -420,42 +335,5 @@ impl Terms {
             drain: seconds(config.cluster.drain_deadline),
             silence: seconds(config.cluster.dead_after),
         }
-    }
-}
-
-async fn attempt(access: &Access, silence: Duration, hello: Hello) -> Result<(Welcome, Stream), Broken> {
-    let channel = access.connect(silence, None).await.map_err(|error| match error {
-        // It was trusted before: whoever starts it again may yet mend that, and what is held is worth the wait.
-        Unreached::Mistrust(reason) | Unreached::Absent(reason) => Broken::away(&reason),
-    })?;
-    match open(access, channel, hello).await {
-        Ok(Ok(opened)) => Ok(opened),
-        Ok(Err(status)) => Err(Broken::by(&status)),
-        Err(error @ SessionError::Nonsense(_)) => Err(Broken::ForGood(error)),
-        Err(error) => Err(Broken::away(&error.to_string())),
-    }
-}
-
-/// Opens a stream and is welcomed, or refused with a status.
-async fn open(
-    access: &Access,
-    channel: tonic::transport::Channel,
-    hello: Hello,
-) -> Result<Result<(Welcome, Stream), Status>, SessionError> {
-    let mut client = SessionClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-    let (wire, outgoing) = mpsc::channel(OUTBOX);
-    // The channel is empty: this cannot fail, and the Hello is the first message.
-    let _ = wire.try_send(hello.into());
-    let mut inbound = match client.join(access.request(ReceiverStream::new(outgoing))).await {
-        Ok(response) => response.into_inner(),
-        Err(status) => return Ok(Err(status)),
-    };
-    let first = match inbound.message().await {
-        Ok(first) => first.ok_or_else(|| SessionError::Lost("it ended the stream at once".into()))?,
-        Err(status) => return Ok(Err(status)),
-    };
-    match relabel_proto::to_worker(first)? {
-        Told::Welcome(welcome) => Ok(Ok((welcome, Stream { inbound, wire }))),
-        Told::Order(_) => Err(relabel_proto::Invalid::Unexpected("an order before the welcome").into()),
     }
 }

@@ -15,12 +15,14 @@ use std::ffi::{CStr, c_char, c_int};
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
+mod about;
 pub mod cuda;
 mod precision;
 mod script;
 #[cfg(test)]
 mod tests;
 
+pub use about::{About, about};
 #[cfg(test)]
 pub(crate) use precision::layouts;
 pub use precision::{autocast, prepare, unscale};

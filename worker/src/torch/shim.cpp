@@ -2,7 +2,9 @@
 //
 // Only the narrow ATen headers are included: torch/torch.h takes half a minute to compile.
 
+#include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/_fused_sgd.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/MemoryFormat.h>
@@ -154,6 +156,17 @@ char* relabel_torch_script_forward(torch::jit::Module* module, const at::Tensor*
     }
     if (!output.isTensor()) throw std::invalid_argument("it returns " + output.tagKind() + ", not one tensor");
     *out = new at::Tensor(output.toTensor());
+  });
+}
+
+// The texts are the caller's to free. `bf16` is 1 where oneDNN computes in it on this processor, natively or not.
+char* relabel_torch_about(char** build, char** kernels, char** onednn, int* bf16) {
+  return guarded([&] {
+    auto op = c10::Dispatcher::singleton().findSchema({"mkldnn::_is_mkldnn_bf16_supported", ""});
+    *bf16 = op && op->typed<bool()>().call() ? 1 : 0;
+    *build = message(at::show_config().c_str());
+    *kernels = message(at::get_cpu_capability().c_str());
+    *onednn = message(at::get_mkldnn_version().c_str());
   });
 }
 

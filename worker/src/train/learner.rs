@@ -167,17 +167,10 @@ impl Learner {
         Ok(loaded)
     }
 
-    /// Copies everything that training goes on from aside.
-    ///
-    /// # Errors
-    /// As [`State::snapshot`].
-    pub fn snapshot(
-        &self,
-        progress: Progress,
-        metadata: BTreeMap<String, String>,
-    ) -> Result<State, CheckpointError> {
-        let state = State::snapshot(&self.model, &self.optimizer, self.ema.as_ref(), progress, metadata)?;
-        Ok(State { loss_scale: self.loss_scale, ..state })
+    /// Everything that training goes on from, as [`State::of`] has it.
+    pub fn state(&self, progress: Progress, metadata: BTreeMap<String, String>) -> State {
+        let state = State::of(&self.model, &self.optimizer, self.ema.as_ref(), progress, metadata);
+        State { loss_scale: self.loss_scale, ..state }
     }
 
     /// Goes on from `state`.

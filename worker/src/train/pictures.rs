@@ -115,7 +115,7 @@ impl Drawer {
         Decoder::new().decode_file(&path, &mut image)?;
         // The very crop that the loader takes: its random numbers are those of seed, epoch and sample.
         let mut rng = KeyedRng::of_sample(self.seed, picture.epoch, sample);
-        let crop = self.augment.draw_crop(image.size, &mut rng);
+        let crop = self.augment.draw_crop(image.size, &mut rng).crop;
         let mut target = vec![0.0; self.targets.classes()];
         self.targets.write(sample, image.size, crop, &mut target)?;
         inspect::draw_lesson(

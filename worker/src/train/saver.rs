@@ -27,22 +27,39 @@ enum Job {
 /// The writing thread. Dropping it waits for what it has been given.
 pub(super) struct Saver {
     jobs: Option<mpsc::Sender<Job>>,
+    /// States whose memory is free for the next copy.
+    spares: mpsc::Receiver<State>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Saver {
-    /// Starts the thread that writes into `folder`.
-    pub(super) fn start(folder: PathBuf, reports: Reports) -> std::io::Result<Self> {
+    /// Starts the thread that writes into `folder`; first it makes room for the copy of a state `like` those to come.
+    pub(super) fn start(folder: PathBuf, reports: Reports, like: State) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
+        let (spare, spares) = mpsc::channel();
         let thread = std::thread::Builder::new().name("saver".into()).spawn(move || {
+            // Sent in vain where training has ended. Where there is no memory, the copy itself says so.
+            if let Ok(room) = like.room() {
+                let _ = spare.send(room);
+            }
+            drop(like);
             for job in queue {
                 match job {
-                    Job::Save(save) => reports.send(write(&folder, &save)),
+                    Job::Save(save) => {
+                        reports.send(write(&folder, &save));
+                        let _ = spare.send(save.state);
+                    }
                     Job::Remove(files) => remove(&folder, &files),
                 }
             }
         })?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        Ok(Self { jobs: Some(jobs), spares, thread: Some(thread) })
+    }
+
+    /// A state to copy the next one into, if one is not being written.
+    pub(super) fn spare(&self) -> Option<State> {
+        // One is enough: of several the memory of all but the last is given back.
+        self.spares.try_iter().last()
     }
 
     pub(super) fn save(&self, save: Save) {

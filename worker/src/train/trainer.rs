@@ -166,7 +166,8 @@ impl<'a> Trainer<'a> {
         let learner = Learner::new(config, inputs.classes, steps, setup.device)?;
         let checkpoints = setup.run_dir.join("checkpoints");
         saver::remove_leftovers(&checkpoints);
-        let saver = Saver::start(checkpoints, session.reports().clone()).map_err(TrainError::Saver)?;
+        let like = learner.state(Progress { epoch: 0, step: 0, seed: 0 }, Default::default());
+        let saver = Saver::start(checkpoints, session.reports().clone(), like).map_err(TrainError::Saver)?;
         let samples = setup.run_dir.join("samples");
         let sample_log = match config.util.record_samples {
             true => Some(SampleLog::create(&samples, setup.rank.0))
@@ -430,7 +431,7 @@ impl<'a> Trainer<'a> {
             metadata.extend(SgdNotes::of(optim, lr).map(SgdNotes::to_metadata).unwrap_or_default());
             metadata.insert(weights::BN_EPS.to_string(), self.learner.model.batch_norm().eps.to_string());
             let began = Instant::now();
-            let state = self.learner.snapshot(progress, metadata)?;
+            let state = self.learner.state(progress, metadata).copied(self.saver.spare())?;
             tracing::debug!("copied the state of {position} in {:.2?}", began.elapsed());
             self.saver.save(Save { duty: duty.id, state, position, best: duty.best });
         }

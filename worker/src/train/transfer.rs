@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use relabel_core::Rank;
+use tch::Device;
 
 use super::learner::Learner;
 use super::loss_scale::LossScale;
@@ -17,7 +18,7 @@ pub(super) enum TransferError {
     #[error(transparent)]
     Collective(#[from] CollectiveError),
     #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
+    Restore(#[from] CheckpointError),
     #[error(transparent)]
     Torch(#[from] TorchError),
     #[error("the source sent {0}")]
@@ -50,10 +51,10 @@ pub(super) fn share(
     let tally = Tally::from_bytes(header);
     // The names, shapes and order are the same everywhere; where the run stands is in the formation.
     let progress = Progress { epoch: 0, step: 0, seed: 0 };
-    let mut state = learner.snapshot(progress, Default::default())?;
+    let mut state = learner.state(progress, Default::default());
     state.loss_scale = share_scale(state.loss_scale, source, ring)?;
     for (_, tensor) in state.tensors_mut() {
-        let dense = tensor.contiguous();
+        let dense = tensor.detach().to_device(Device::Cpu).contiguous();
         let mut bytes = torch::as_bytes(&dense)?.to_vec();
         ring.broadcast(&mut bytes, source)?;
         *tensor = torch::from_bytes(&bytes, &dense.size(), dense.kind())?;

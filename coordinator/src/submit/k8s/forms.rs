@@ -70,7 +70,7 @@ fn join(documents: Vec<Value>, name: &str, workers: &str) -> (Vec<Value>, Value)
     push(&mut spec["failurePolicy"], "rules", rule);
 
     // Of JobSet's making: set, part, index of the Job and of the pod.
-    let address = format!("http://{name}-coordinator-0-0.{name}:4747");
+    let address = format!("://{name}-coordinator-0-0.{name}:4747");
     for mut job in jobs {
         let is_coordinator = job["metadata"]["name"] == format!("{name}-coordinator");
         let part = if is_coordinator { "coordinator" } else { workers };
@@ -82,7 +82,8 @@ fn join(documents: Vec<Value>, name: &str, workers: &str) -> (Vec<Value>, Value)
             job_spec["parallelism"] = 1.into();
         } else if let Some(env) = job_spec["template"]["spec"]["containers"][0]["env"].as_sequence_mut() {
             for variable in env.iter_mut().filter(|variable| variable["name"] == "COORDINATOR") {
-                variable["value"] = address.as_str().into();
+                let scheme = variable["value"].as_str().and_then(|value| value.split("://").next());
+                variable["value"] = format!("{}{address}", scheme.unwrap_or("http")).into();
             }
         }
         let mut replicated = Value::Mapping(Mapping::new());

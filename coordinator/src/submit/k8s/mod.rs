@@ -2,6 +2,7 @@
 //! run put in, as they are or as a JobSet or a TrainJob ([`forms`]). Pure: nothing is read or run here.
 
 mod forms;
+mod tls;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
@@ -68,6 +69,9 @@ pub(crate) struct K8sArgs {
     /// Secret with the tokens `join` and `admin` [default: relabel-tokens, made where it is missing]
     #[arg(long, value_name = "NAME")]
     pub(crate) tokens: Option<String>,
+    /// Secret with tls.crt and tls.key for the coordinator's name, and ca.crt that signed it: they speak TLS
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tls_secret: Option<String>,
     #[command(flatten)]
     pub(crate) config: ConfigFile,
     /// Print the objects and hand nothing in
@@ -131,6 +135,7 @@ impl Objects {
         let claim = |flag, claim: &str| label(flag, claim);
         let data = claim("--data-claim", &args.data_claim)?;
         let runs = args.runs_claim.as_deref().map(|runs| claim("--runs-claim", runs)).transpose()?;
+        let secret = args.tls_secret.as_deref().map(|name| label("--tls-secret", name)).transpose()?;
         let namespace = args.namespace.as_deref().map(|name| label("--namespace", name)).transpose()?;
 
         let mut documents = base();
@@ -199,6 +204,11 @@ impl Objects {
                         .into(),
                 );
             }
+        }
+        if let Some(secret) = &secret {
+            tls::coordinator(find(&mut documents, "Job", &format!("{name}-coordinator")), secret);
+            tls::workers(find(&mut documents, "Job", &format!("{name}-worker")), secret);
+            tls::service(find(&mut documents, "Service", &format!("{name}-coordinator")));
         }
         let budget = find(&mut documents, "PodDisruptionBudget", &format!("{name}-worker"));
         budget["spec"]["minAvailable"] = min_workers.into();

@@ -2,7 +2,7 @@
 //! crop and scale, the rest is the file.
 
 use worker::data::augment::{Augment, EvalTransform, Input, Resize, Scaler};
-use worker::data::decode::{Decoder, RgbImage};
+use worker::data::decode::{Cut, Decoder, Pick, RgbImage};
 use worker::data::rng::KeyedRng;
 use worker::data::{CropBox, ImageSize};
 
@@ -49,11 +49,23 @@ fn run(input: &[u8]) {
     let augment =
         Augment { image_size: side, min_area: 0.08, color_jitter: strength, lighting: strength, resize };
     let drawn = augment.draw_crop(image.size, &mut rng);
-    for crop in [crop, drawn] {
+    let mut part = RgbImage::empty();
+    for pick in [Pick { crop, shrink: 1 << (control[9] >> 2 & 3) }, Pick { crop, shrink: 1 }, drawn] {
+        let crop = pick.crop;
         assert!(crop.width >= 1 && crop.left + crop.width <= width, "{crop:?} of {:?}", image.size);
         assert!(crop.height >= 1 && crop.top + crop.height <= height, "{crop:?} of {:?}", image.size);
-        let made = augment.apply(&image, crop, &mut rng, &mut scaler, Vec::new());
+        let whole = Cut::of_whole(image.size, crop);
+        let made = augment.apply(&image, &whole, &mut rng, &mut scaler, Vec::new());
         written(&made.expect("a crop within the image is resized"), side);
+        // A fault in another part may be told of a part or not.
+        let Ok(cut) = decoder.decode_part(file, |_| pick, &mut part) else { continue };
+        let ImageSize { width, height } = part.size;
+        assert_eq!((cut.size, cut.region.width, cut.region.height), (image.size, width, height));
+        assert_eq!(part.pixels.len() as u64, u64::from(width) * u64::from(height) * 3);
+        if resize == Resize::Fast || cut.shrink == 1 {
+            let made = augment.apply(&part, &cut, &mut rng, &mut scaler, Vec::new());
+            written(&made.expect("a crop within the part is resized"), side);
+        }
     }
     let crop_ratio = if control[9] & 2 == 0 { 0.875 } else { 1.0 };
     let eval = EvalTransform { image_size: side, crop_ratio, resize };

@@ -176,17 +176,18 @@ impl Work for TrainWork {
             if skip { Ok(TrainSample { id, loaded: Err(error.to_string()) }) } else { Err(error) }
         };
         let Scratch { decoder, image, scaler } = scratch;
-        if let Err(source) = decoder.decode_file(&path, image) {
-            return unreadable(source, path);
-        }
         let mut rng = KeyedRng::of_sample(plan.seed, plan.epoch, id);
-        let crop = plan.augment.draw_crop(image.size, &mut rng);
-        let input = match plan.augment.apply(image, crop, &mut rng, scaler, self.buffers.take()) {
+        let picked = |size| plan.augment.draw_crop(size, &mut rng);
+        let cut = match decoder.decode_file_part(&path, picked, image) {
+            Ok(cut) => cut,
+            Err(source) => return unreadable(source, path),
+        };
+        let input = match plan.augment.apply(image, &cut, &mut rng, scaler, self.buffers.take()) {
             Ok(input) => input,
             Err(source) => return unreadable(source, path),
         };
         let mut target = vec![0.0; plan.targets.classes()];
-        plan.targets.write(id, image.size, crop, &mut target)?;
+        plan.targets.write(id, cut.size, cut.crop, &mut target)?;
         Ok(TrainSample { id, loaded: Ok((input, target)) })
     }
 

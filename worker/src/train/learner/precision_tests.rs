@@ -129,14 +129,14 @@ fn the_scale_goes_with_the_state() {
     let mut learner = learner(PrecisionChoice::Fp16);
     let scale = LossScale { scale: 512.0, good_steps: 1999 };
     learner.loss_scale = Some(scale);
-    let state = learner.snapshot(Progress { epoch: 0, step: 0, seed: 0 }, BTreeMap::new()).unwrap();
+    let state = learner.state(Progress { epoch: 0, step: 0, seed: 0 }, BTreeMap::new()).copied(None).unwrap();
     let mut other = self::learner(PrecisionChoice::Fp16);
     other.restore(&state).unwrap();
     assert_eq!(other.loss_scale, Some(scale));
     // One that was not trained in fp16 begins with the first, and a run in bf16 needs none.
     other.restore(&State { loss_scale: None, ..state }).unwrap();
     assert_eq!(other.loss_scale, Some(LossScale::default()));
-    let state = learner.snapshot(Progress { epoch: 0, step: 0, seed: 0 }, BTreeMap::new()).unwrap();
+    let state = learner.state(Progress { epoch: 0, step: 0, seed: 0 }, BTreeMap::new()).copied(None).unwrap();
     let mut other = self::learner(PrecisionChoice::Bf16);
     other.restore(&state).unwrap();
     assert_eq!(other.loss_scale, None);

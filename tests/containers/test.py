@@ -1,0 +1,211 @@
+"""Trains in containers of the images localhost/relabel-coordinator:test and localhost/relabel-worker:test, which run as
+Kubernetes would run them: not as root, on a read-only root file system, without capabilities. Ends with a line a test.
+
+    test.py NETWORK SCRATCH      NETWORK is a network namespace with a loopback interface, SCRATCH an empty folder
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+import tomllib
+
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+NETWORK, SCRATCH = sys.argv[1], pathlib.Path(sys.argv[2])
+IMAGES = {name: f"localhost/relabel-{name}:test" for name in ["coordinator", "worker"]}
+USER = 10001
+PATIENCE = 120
+OPTIONS = ["--data.data_path=/data", "--data.relabel.use=true", "--data.relabel.path=/data/labels", "--data.image_size=32",
+           "--model.arch=resnet18", "--optim.batch_size=16", "--optim.epochs=2", "--compute.num_workers=1",
+           "--compute.seed=5", "--util.print_freq=1"]
+
+
+def podman(*args, check=True):
+    done = subprocess.run(["podman", *args], capture_output=True, text=True)
+    if check and done.returncode:
+        raise AssertionError(f"podman {' '.join(args)}: {done.stderr}")
+    return done
+
+
+class Container:
+    """One that runs, with /data to read and /runs to write."""
+
+    def __init__(self, image, *args, limits=()):
+        volumes = [f"--volume={SCRATCH}/data:/data:ro", f"--volume={SCRATCH}/runs:/runs"]
+        hard = ["--read-only", "--read-only-tmpfs=false", "--tmpfs=/tmp", "--cap-drop=all", "--security-opt=no-new-privileges"]
+        self.id = podman("run", "--detach", f"--label=relabel-test={NETWORK}", f"--network=ns:/run/netns/{NETWORK}",
+                         *hard, *volumes, *limits, IMAGES[image], *args).stdout.strip()
+
+    def exec(self, *command):
+        return podman("exec", self.id, *command, check=False)
+
+    def healthy(self):
+        return podman("healthcheck", "run", self.id, check=False).returncode == 0
+
+    def log(self):
+        done = podman("logs", self.id)
+        return done.stdout + done.stderr
+
+    def wait(self):
+        """Its exit code."""
+        limit = time.monotonic() + PATIENCE
+        while time.monotonic() < limit:
+            state = json.loads(podman("inspect", self.id).stdout)[0]["State"]
+            if state["Status"] in ("exited", "stopped"):
+                return state["ExitCode"]
+            time.sleep(0.2)
+        raise AssertionError(f"still running after {PATIENCE} s:\n{self.log()}")
+
+
+def until(what, true, container):
+    limit = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < limit, f"never {what}:\n{container.log()}"
+        time.sleep(0.1)
+
+
+def lines(run, kind):
+    file = SCRATCH / "runs" / run / "metrics.jsonl"
+    found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [line for line in found if line.get("kind") == kind]
+
+
+def pair(run, *options):
+    coordinator = Container("coordinator", "--workers=1", f"--run-dir=/runs/{run}", "--listen=127.0.0.1:4747",
+                            *OPTIONS, *options)
+    worker = Container("worker", "--coordinator=http://127.0.0.1:4747", "--cpu", "--threads=1", "--connect-timeout=60",
+                       "--cache-dir=/tmp/relabel")
+    return coordinator, worker
+
+
+def makes_a_data_set():
+    for name in ["data", "runs"]:
+        (SCRATCH / name).mkdir()
+        subprocess.run(["chown", f"{USER}:{USER}", SCRATCH / name], check=True)
+    out = podman("run", "--rm", f"--network=ns:/run/netns/{NETWORK}", "--read-only", "--cap-drop=all",
+                 f"--volume={SCRATCH}/data:/out", IMAGES["worker"], "synth", "/out/set", "--classes=4", "--size=64x48",
+                 "--objects-max=2", "--train=80", "--val=16")
+    made = SCRATCH / "data" / "set"
+    assert (made / "train").is_dir(), out.stderr
+    # It may only make a folder; the containers see its contents as /data.
+    for part in made.iterdir():
+        part.rename(SCRATCH / "data" / part.name)
+    made.rmdir()
+    return f"{sum(1 for each in (SCRATCH / 'data').rglob('*') if each.is_file())} files"
+
+
+def trains():
+    coordinator, worker = pair("whole")
+    until("a step", lambda: lines("whole", "step"), coordinator)
+    assert coordinator.healthy(), "the health check says no while training"
+    for container in [coordinator, worker]:
+        assert container.exec("id", "-u").stdout.strip() == str(USER)
+        written = container.exec("sh", "-c", "echo > /usr/local/bin/other")
+        assert written.returncode and "Read-only file system" in written.stderr, written.stderr
+        status = container.exec("cat", "/proc/1/status").stdout
+        assert "CapEff:\t0000000000000000" in status and "NoNewPrivs:\t1" in status, status
+    codes = [coordinator.wait(), worker.wait()]
+    assert codes == [0, 0], f"{codes}\n{coordinator.log()}\n{worker.log()}"
+    steps = lines("whole", "step")
+    assert len(steps) == 10, f"{len(steps)} steps"
+    saved = sorted((SCRATCH / "runs" / "whole" / "checkpoints").glob("*.safetensors"))
+    assert saved and all(file.stat().st_uid == USER for file in saved), saved
+    return f"10 steps, loss {steps[0]['loss']:.2f} to {steps[-1]['loss']:.2f}"
+
+
+def is_unhealthy_where_nothing_listens():
+    away = Container("coordinator", "--workers=1", "--run-dir=/runs/away", "--listen=127.0.0.1:4777", "--http=none", *OPTIONS)
+    until("listening", lambda: "listening on" in away.log(), away)
+    assert not away.healthy(), "nothing listens at 4747, and the health check has not seen it"
+    podman("stop", "--time=20", away.id)
+
+
+def saves_when_it_is_stopped_and_goes_on():
+    coordinator, worker = pair("halved", "--optim.epochs=400")
+    until("three steps", lambda: len(lines("halved", "step")) >= 3, coordinator)
+    podman("stop", "--time=90", coordinator.id)
+    assert coordinator.wait() == 143, coordinator.log()
+    assert worker.wait() == 0 or "stopping" in worker.log(), worker.log()
+    before = lines("halved", "checkpoint")
+    assert before, coordinator.log()
+    coordinator, worker = pair("halved", "--optim.epochs=400")
+    count = len(lines("halved", "step"))
+    until("another step", lambda: len(lines("halved", "step")) > count, coordinator)
+    # The worker is told by the signal that its image names.
+    podman("stop", "--time=30", worker.id)
+    assert worker.wait() == 143, worker.log()
+    podman("stop", "--time=90", coordinator.id)
+    steps = [(line["epoch"], line["step"]) for line in lines("halved", "step")]
+    assert len(set(steps)) == len(steps), "a step was done twice"
+    return f"{len(steps)} steps"
+
+
+def bill_is_complete(image, package, program):
+    text = podman("run", "--rm", "--network=none", "--entrypoint=cat", IMAGES[image], f"/usr/share/sbom/{program}.cdx.json").stdout
+    errors = JsonStrictValidator(SchemaVersion.V1_5).validate_str(text)
+    assert errors is None, str(errors)
+    bill = json.loads(text)
+    tree = subprocess.run(["cargo", "tree", "--locked", "--package", package, "--edges", "normal", "--prefix", "none",
+                           "--format", "{p}", "--target", "x86_64-unknown-linux-gnu"],
+                          cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    linked = {tuple(line.split()[:2]) for line in tree.splitlines() if line}
+    linked = {(name, version.removeprefix("v")) for name, version in linked}
+    own = bill["metadata"]["component"]
+    named = {(each["name"], each["version"]) for each in [own, *bill["components"]]}
+    assert own["name"] == package and named == linked, f"{sorted(named ^ linked)}"
+    sums = {(each["name"], each["version"]): each.get("checksum")
+            for each in tomllib.loads((ROOT / "Cargo.lock").read_text())["package"]}
+    for each in bill["components"]:
+        expected = sums[each["name"], each["version"]]
+        assert [hash_["content"] for hash_ in each.get("hashes", [])] == ([expected] if expected else []), each
+        assert expected is None or each["licenses"], each
+    return f"{len(named)} crates"
+
+
+def size(image):
+    return json.loads(podman("image", "inspect", IMAGES[image]).stdout)[0]["Size"] / 1e6
+
+
+def is_what_it_says():
+    for image in IMAGES:
+        config = json.loads(podman("image", "inspect", IMAGES[image]).stdout)[0]
+        assert config["User"] == f"{USER}:{USER}", config["User"]
+        shown = podman("run", "--rm", "--network=none", "--read-only", IMAGES[image], "--version").stdout
+        assert shown.startswith(image), shown
+    libraries = podman("run", "--rm", "--network=none", "--entrypoint=sh", IMAGES["coordinator"], "-c",
+                       "find / -xdev -name 'libtorch*' -o -xdev -name 'cc1*' -o -xdev -name cargo").stdout
+    assert not libraries, libraries
+    return ", ".join(f"{image} {size(image):.0f} MB" for image in IMAGES)
+
+
+TESTS = {
+    "images run as a user, without what only builds them": is_what_it_says,
+    "the coordinator's bill of materials": lambda: bill_is_complete("coordinator", "coordinator", "coordinator"),
+    "the worker's bill of materials": lambda: bill_is_complete("worker", "relabel-worker", "worker"),
+    "a worker's container makes a data set": makes_a_data_set,
+    "containers train": trains,
+    "the health check fails where nothing listens": is_unhealthy_where_nothing_listens,
+    "a stopped container saves, and another goes on": saves_when_it_is_stopped_and_goes_on,
+}
+
+
+def main():
+    failed = 0
+    for name, test in TESTS.items():
+        began = time.monotonic()
+        try:
+            words = test() or ""
+            print(f"ok     {name}{': ' if words else ''}{words} ({time.monotonic() - began:.0f} s)", flush=True)
+        except (AssertionError, KeyError, OSError, subprocess.CalledProcessError) as error:
+            failed += 1
+            print(f"FAILED {name}: {error}", flush=True)
+    print(f"{len(TESTS) - failed} passed, {failed} failed")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

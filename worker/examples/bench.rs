@@ -1,0 +1,130 @@
+//! What `tests/bench` times of this program that no command of its own shows by itself. Each prints one line of JSON:
+//! how many images it did, and in how many seconds.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser};
+use relabel_config::{Axes, Data, OnError, Resize};
+use worker::data::augment::Augment;
+use worker::data::crop::random_resized_crop;
+use worker::data::cutmix::CutMix;
+use worker::data::index::Split;
+use worker::data::loader::{TrainLoader, TrainPlan};
+use worker::data::rng::KeyedRng;
+use worker::data::{CropBox, ImageSize};
+use worker::labels::{LabelMaps, SingleLabel, Targets};
+
+#[derive(Debug, Parser)]
+enum Command {
+    /// JPEG files to batches of augmented training tensors, by the loader that trains
+    Images(Images),
+    /// Label maps to the targets of random crops, one after the other
+    Labels(Labels),
+}
+
+#[derive(Debug, Args)]
+struct Images {
+    /// A folder of `<class>/<image>`.
+    #[arg(long)]
+    data: PathBuf,
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Stop after so many; the folder is read as often as that takes.
+    #[arg(long, default_value_t = 2000)]
+    images: usize,
+    /// As `data.resize exact` has it.
+    #[arg(long)]
+    exact: bool,
+    /// Leave out colour jitter and lighting.
+    #[arg(long)]
+    plain: bool,
+}
+
+#[derive(Debug, Args)]
+struct Labels {
+    /// A folder of `<class>/<image>`, whose names the maps go by.
+    #[arg(long)]
+    data: PathBuf,
+    /// A folder of `.pt` files, or what `worker pack` made of it.
+    #[arg(long)]
+    maps: PathBuf,
+    #[arg(long, default_value_t = 1000)]
+    classes: u32,
+    #[arg(long, default_value_t = 20000)]
+    images: usize,
+}
+
+/// Images of one batch.
+const BATCH: u32 = 32;
+/// Size of the images that the crops of label maps are drawn in.
+const SIZE: ImageSize = ImageSize { width: 500, height: 375 };
+
+fn main() -> Result<()> {
+    let (images, seconds) = match Command::parse() {
+        Command::Images(args) => load_images(&args)?,
+        Command::Labels(args) => pool_labels(&args)?,
+    };
+    println!("{{\"images\": {images}, \"seconds\": {seconds}}}");
+    Ok(())
+}
+
+/// Counts and times what comes after the first batch, which waits for the threads to start.
+fn load_images(args: &Images) -> Result<(usize, f64)> {
+    let split = Arc::new(Split::open(&args.data, None)?);
+    let of_sample = split.clone();
+    let targets: Arc<dyn Targets> = Arc::new(SingleLabel::new(1000, Arc::new(move |id| of_sample.class(id))));
+    let mut augment = Augment::from_config(&Data::default());
+    augment.resize = if args.exact { Resize::Exact } else { Resize::Fast };
+    if args.plain {
+        (augment.color_jitter, augment.lighting) = (0.0, 0.0);
+    }
+    let (mut images, mut began) = (0, None);
+    for epoch in 0.. {
+        let plan = TrainPlan {
+            split: split.clone(),
+            targets: targets.clone(),
+            augment: augment.clone(),
+            cutmix: CutMix::OFF,
+            seed: 1,
+            epoch,
+            global_batch: BATCH,
+            first_step: 0,
+            slice: 0..BATCH,
+            on_error: OnError::Fail,
+            threads: args.threads,
+            prefetch: 2,
+        };
+        let mut loader = TrainLoader::start(plan)?;
+        while let Some(batch) = loader.next() {
+            let batch = batch?;
+            match began {
+                None => began = Some(Instant::now()),
+                Some(_) => images += batch.sample_ids.len(),
+            }
+            loader.recycle(batch);
+            if images >= args.images {
+                return Ok((images, began.context("no images")?.elapsed().as_secs_f64()));
+            }
+        }
+    }
+    unreachable!("epochs do not end")
+}
+
+fn pool_labels(args: &Labels) -> Result<(usize, f64)> {
+    let split = Arc::new(Split::open(&args.data, None)?);
+    let (samples, names) = (split.len() as u32, split.clone());
+    let keys = Arc::new(move |id| names.key(id));
+    let maps = LabelMaps::new(args.maps.clone(), args.classes, Axes::Hw, keys)?;
+    let mut target = vec![0.0; maps.classes()];
+    let crop = |id| -> CropBox { random_resized_crop(SIZE, 0.08, &mut KeyedRng::of_sample(1, 0, id)) };
+    // What is timed is the work, not the disk: all files have been read once.
+    (0..samples).try_for_each(|id| maps.write(id, SIZE, crop(id), &mut target))?;
+    let began = Instant::now();
+    for number in 0..args.images as u32 {
+        maps.write(number % samples, SIZE, crop(number), &mut target)?;
+    }
+    Ok((args.images, began.elapsed().as_secs_f64()))
+}
