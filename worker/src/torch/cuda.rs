@@ -141,6 +141,8 @@ pub fn open(wanted: u32) -> Result<Device, GpuError> {
         return Err(GpuError::NoSuchGpu { wanted, count });
     }
     let missing = |library| move |reason| GpuError::NoLibrary { driver: version, library, reason };
+    // First, as it knows where CUDA's own libraries lie: they are then found by their names alone.
+    load(TORCH_CUDA).map_err(missing(TORCH_CUDA))?;
     let runtime = load(RUNTIME).map_err(missing(RUNTIME))?;
     // SAFETY: the documented signature of this function.
     let of_runtime =
@@ -153,7 +155,6 @@ pub fn open(wanted: u32) -> Result<Device, GpuError> {
             return Err(GpuError::OldDriver { driver: version, wanted: Version(number) });
         }
     }
-    load(TORCH_CUDA).map_err(missing(TORCH_CUDA))?;
     let usable = tch::Cuda::device_count();
     if i64::from(wanted) >= usable {
         return Err(GpuError::Unusable { driver: version, count, usable });
