@@ -31,9 +31,9 @@ const SPIN: Duration = Duration::from_micros(200);
 const PAUSE: Duration = Duration::from_micros(100);
 
 /// How long giving up may take. What is not done by then is left to a thread.
-const GIVE_UP: Duration = Duration::from_millis(800);
+const GIVE_UP: Duration = Duration::from_millis(500);
 /// The part of it in which what is on its way to other ranks may leave, where all has gone well.
-const FLUSH: Duration = Duration::from_millis(400);
+const FLUSH: Duration = Duration::from_millis(250);
 
 /// The version of NCCL that can be used, as NCCL counts.
 ///
