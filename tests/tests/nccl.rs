@@ -79,7 +79,7 @@ async fn three(port: u16, nccl: [Option<u32>; 3]) -> ([Worker; 3], [Form; 3]) {
 fn the_id_that_rank_0_makes_reaches_its_peers_byte_for_byte() {
     let scratch = Scratch::with_data(8, 4);
     let mut command = scratch.coordinator("run");
-    command.args(["--workers", "3", "--listen", "127.0.0.1:0", "--cluster.dead_after", "60"]);
+    command.args(["--workers", "3", "--listen", "127.0.0.1:0", "--cluster.dead_after", "10"]);
     let mut coordinator = start(command);
     let port = coordinator.port();
     tokio::runtime::Runtime::new().unwrap().block_on(async {
