@@ -96,9 +96,9 @@ class Browser:
         self.devtools("Emulation.setDeviceMetricsOverride", width=width, height=height,
             deviceScaleFactor=2 if phone else 1, mobile=phone)
 
-    def screenshot(self, file):
-        """The whole page, however long."""
-        shot = self.devtools("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+    def screenshot(self, file, whole=True):
+        """The page, however long, or what of it the window shows."""
+        shot = self.devtools("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         pathlib.Path(file).write_bytes(base64.b64decode(shot["data"]))
 
     def complaints(self):

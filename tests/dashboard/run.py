@@ -158,6 +158,9 @@ def shots(browser, axe, out):
         browser.size(width, height, phone=True)
         time.sleep(1)
         fits(browser, f"{width} pixels wide")
+        end = "const { scrollTop, clientHeight, scrollHeight } = document.querySelector('#log-lines'); return scrollHeight - clientHeight - scrollTop"
+        follows = browser.run("return document.querySelector('#log-follow').checked"), browser.run(end)
+        check(f"the log is at its end, {width} pixels wide", follows[0] and follows[1] < 30, follows)
         browser.screenshot(out / f"phone-{width}-{scheme}.png")
     is_accessible(browser, axe, "on a phone")
     browser.media(prefers_reduced_motion="reduce")

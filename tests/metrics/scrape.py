@@ -51,12 +51,12 @@ def metrics_are_well_named(url):
 
 
 class Prometheus:
-    """A server that scrapes `address` as deploy/prometheus/prometheus.yml says, but more often."""
+    """A server that scrapes `address`, and looks at its alerts, as deploy/prometheus/prometheus.yml says, but more often."""
 
     def __init__(self, scratch, address):
         config = CONFIG.read_text()
-        assert "127.0.0.1:4748" in config and "scrape_interval: 15s" in config and "- alerts.yml" in config, config
-        config = config.replace("127.0.0.1:4748", address).replace("scrape_interval: 15s", "scrape_interval: 1s")
+        assert "127.0.0.1:4748" in config and config.count("_interval: 15s") == 2 and "- alerts.yml" in config, config
+        config = config.replace("127.0.0.1:4748", address).replace("_interval: 15s", "_interval: 1s")
         file = scratch / "prometheus.yml"
         file.write_text(config.replace("- alerts.yml", f"- {ALERTS}"))
         code, words = promtool("check", "config", str(file))
@@ -165,9 +165,12 @@ def main():
             check("steps' lengths as a quantile", quantile is not None and 0 < quantile < 60, quantile)
             time.sleep(2)
             asked(prometheus, names)
-            rules = prometheus.ask("rules")["groups"]
-            healthy = [rule["health"] for group in rules for rule in group["rules"]]
-            check("every alert can be evaluated", healthy and set(healthy) == {"ok"}, rules)
+            def evaluated():
+                rules = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
+                return rules if all(rule["health"] != "unknown" for rule in rules) else None
+
+            rules = wait_for("a first look at every alert", evaluated)
+            check("every alert can be evaluated", all(rule["health"] == "ok" for rule in rules), rules)
         finally:
             if prometheus:
                 prometheus.stop()

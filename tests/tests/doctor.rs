@@ -111,7 +111,7 @@ fn what_any_machine_has_is_told() {
     ] {
         assert!(!line(what).is_empty() && line(what).contains(words), "{what}: {words}\n{text}");
     }
-    assert!(text.ends_with("GPUs are found and not used yet.\n"), "{text}");
+    assert!(text.ends_with("GPUs are found and not trained on yet.\n"), "{text}");
 
     // Its numbers are those of the kernel.
     let report = Libraries::new().report();
@@ -155,7 +155,10 @@ fn what_is_missing_or_broken_is_told_and_ends_nothing() {
     std::fs::write(libraries.path("libcudnn.so.9"), "no library").unwrap();
     let report = libraries.report();
     let wanted = [
-        ("GPU", "none: NVIDIA's driver: cuInit failed: no CUDA-capable device is detected (error 100)"),
+        (
+            "GPU",
+            "none: the NVIDIA driver does not start: cuInit says 100 (no CUDA-capable device is detected)",
+        ),
         ("NCCL", "libnccl.so.2 has no ncclGetVersion"),
         ("cuDNN", "cannot be loaded: "),
     ];
@@ -175,9 +178,10 @@ fn what_is_missing_or_broken_is_told_and_ends_nothing() {
         .any(|lib| Path::new(lib).join("libcuda.so.1").exists())
     {
         let report = Libraries::new().report();
-        let none = [("absent", "none: NVIDIA's driver: not found (libcuda.so.1)")];
-        assert_eq!(found(&report, "GPU"), none);
-        assert_eq!(report["machine"]["driver"], json!({ "missing": "not found (libcuda.so.1)" }));
+        let why = "no NVIDIA driver was found: libcuda.so.1 cannot be loaded (libcuda.so.1: cannot open shared object file: \
+                   No such file or directory)";
+        assert_eq!(found(&report, "GPU"), [("absent", format!("none: {why}").as_str())]);
+        assert_eq!(report["machine"]["driver"], json!({ "missing": why }));
     }
 }
 

@@ -21,6 +21,8 @@ export class Log {
       this.follow.checked = scrollTop + clientHeight > scrollHeight - 30;
     });
     this.follow.addEventListener("change", () => this.toEnd());
+    // Of another width its lines are of another height, as when a phone is turned: nobody has scrolled.
+    new ResizeObserver(() => this.toEnd()).observe(this.pane);
     setInterval(() => this.poll(), EVERY);
   }
 

@@ -4,6 +4,7 @@
 use std::ffi::{CStr, c_char, c_int, c_uint};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
 use super::TorchError;
@@ -14,6 +15,11 @@ const DRIVER: &str = "libcuda.so.1";
 const TORCH_CUDA: &str = "libtorch_cuda.so";
 /// CUDA's runtime as the linked version of libtorch has it.
 const RUNTIME: &str = "libcudart.so.13";
+
+/// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
+const CAPABILITY: [c_int; 2] = [75, 76];
+/// Bytes that are kept for a GPU's name.
+const NAME: usize = 256;
 
 /// Why a GPU cannot be used: one line that says what was found.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +105,43 @@ impl Driver {
         self.number("cuDeviceGetCount").map(|count| count.max(0) as u32)
     }
 
+    /// The GPUs that this process may see. Makes no context on any of them.
+    ///
+    /// # Errors
+    /// As the driver says.
+    pub fn gpus(&self) -> Result<Vec<Gpu>, GpuError> {
+        (0..self.count()?).map(|ordinal| self.gpu(ordinal as c_int)).collect()
+    }
+
+    fn gpu(&self, ordinal: c_int) -> Result<Gpu, GpuError> {
+        type GetName = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
+        type Attribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
+        let get = self.function::<unsafe extern "C" fn(*mut c_int, c_int) -> c_int>("cuDeviceGet")?;
+        let get_name = self.function::<GetName>("cuDeviceGetName")?;
+        let total =
+            self.function::<unsafe extern "C" fn(*mut usize, c_int) -> c_int>("cuDeviceTotalMem_v2")?;
+        let attribute = self.function::<Attribute>("cuDeviceGetAttribute")?;
+
+        let mut device = 0;
+        // SAFETY: the documented signature: a place for one CUdevice, which is an int, and an ordinal.
+        self.check("cuDeviceGet", unsafe { get(&raw mut device, ordinal) })?;
+        let mut name: [c_char; NAME] = [0; NAME];
+        // SAFETY: a place for one char less than there are, so that the last stays 0 whatever is written.
+        self.check("cuDeviceGetName", unsafe { get_name(name.as_mut_ptr(), NAME as c_int - 1, device) })?;
+        let mut memory = 0;
+        // SAFETY: a place for one size_t.
+        self.check("cuDeviceTotalMem_v2", unsafe { total(&raw mut memory, device) })?;
+        let mut capability = [0; 2];
+        for (which, value) in CAPABILITY.into_iter().zip(&mut capability) {
+            // SAFETY: a place for one int.
+            self.check("cuDeviceGetAttribute", unsafe { attribute(value, which, device) })?;
+        }
+        // SAFETY: the array ends with a 0 and lives on.
+        let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().trim().to_owned();
+        let [major, minor] = capability;
+        Ok(Gpu { name, memory_bytes: memory as u64, compute_capability: format!("{major}.{minor}") })
+    }
+
     /// What the driver's function of one out parameter gives.
     fn number(&self, name: &'static str) -> Result<c_int, GpuError> {
         let function = self.function::<unsafe extern "C" fn(*mut c_int) -> c_int>(name)?;
@@ -128,6 +171,15 @@ impl Driver {
         let meaning = meaning.unwrap_or_else(|| "a code that it does not explain".to_owned());
         Err(GpuError::Driver { operation, code, meaning })
     }
+}
+
+/// A GPU as the driver tells of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Gpu {
+    pub name: String,
+    pub memory_bytes: u64,
+    /// Such as 9.0.
+    pub compute_capability: String,
 }
 
 /// Opens GPU `wanted` of this process, from 0, for libtorch.

@@ -1,8 +1,8 @@
 //! `worker doctor`: what this machine has, and what of it a worker can use. Only looks: it computes nothing, and takes
 //! no memory on a GPU.
 
-mod driver_probe;
 mod host;
+mod nvidia_libraries;
 
 use std::path::{Path, PathBuf};
 
@@ -10,9 +10,10 @@ use serde::Serialize;
 
 use super::{Findings, Verdict};
 use crate::data::turbo;
+use crate::torch::cuda::{self, Gpu, GpuError};
 use crate::torch::{About, about};
-use driver_probe::{Driver, Part, ProbeError, Versioned};
 use host::{Memory, Processor};
+use nvidia_libraries::{Part, Versioned};
 
 /// What was found, or why it was not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -22,13 +23,31 @@ enum Found<T> {
     Missing(String),
 }
 
-impl<T> From<Result<T, ProbeError>> for Found<T> {
-    fn from(result: Result<T, ProbeError>) -> Self {
+impl<T, E: std::fmt::Display> From<Result<T, E>> for Found<T> {
+    fn from(result: Result<T, E>) -> Self {
         match result {
             Ok(found) => Self::Found(found),
             Err(error) => Self::Missing(error.to_string()),
         }
     }
+}
+
+/// The driver and its GPUs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Driver {
+    /// The newest CUDA that it supports.
+    cuda: String,
+    path: Option<PathBuf>,
+    gpus: Vec<Gpu>,
+}
+
+fn driver() -> Result<Driver, GpuError> {
+    let driver = cuda::Driver::open()?;
+    Ok(Driver {
+        cuda: driver.version()?.to_string(),
+        path: nvidia_libraries::mapped("libcuda"),
+        gpus: driver.gpus()?,
+    })
 }
 
 /// libjpeg-turbo, as it was built in.
@@ -57,18 +76,15 @@ impl Machine {
     pub(super) fn look() -> Self {
         let (version, simd) = turbo::build();
         // First libtorch, by which its folder is found.
-        let libtorch = match about() {
-            Ok(about) => Found::Found(about),
-            Err(error) => Found::Missing(error.to_string()),
-        };
-        let folders = folders(driver_probe::mapped("libtorch_cpu").as_deref());
+        let libtorch = about().into();
+        let folders = folders(nvidia_libraries::mapped("libtorch_cpu").as_deref());
         Self {
             worker: relabel_proto::VERSION,
             processor: Processor::look(),
             memory: Memory::look(),
             libtorch,
             jpeg: Jpeg { version, simd },
-            driver: driver_probe::driver(&folders).into(),
+            driver: driver().into(),
             cuda_runtime: Part::CudaRuntime.version(&folders).into(),
             cudnn: Part::Cudnn.version(&folders).into(),
             nccl: Part::Nccl.version(&folders).into(),
@@ -163,7 +179,7 @@ impl Machine {
     fn gpus(&self, findings: &mut Findings) {
         let driver = match &self.driver {
             Found::Found(driver) => driver,
-            Found::Missing(why) => return findings.absent("GPU", format!("none: NVIDIA's driver: {why}")),
+            Found::Missing(why) => return findings.absent("GPU", format!("none: {why}")),
         };
         let words = format!("NVIDIA's, for CUDA up to {}", driver.cuda);
         let wanted = match &self.libtorch {
@@ -191,7 +207,7 @@ impl Machine {
 pub(super) fn conclusion(findings: &Findings) -> &'static str {
     match findings.worst() {
         Verdict::Bad => "Mend what is BAD: nothing can be trained here.\n",
-        _ => "A worker trains on this machine's processor, in float32; GPUs are found and not used yet.\n",
+        _ => "A worker trains on this machine's processor; GPUs are found and not trained on yet.\n",
     }
 }
 

@@ -1,25 +1,18 @@
-//! NVIDIA's libraries, asked by their C interface what they are: the driver for its GPUs, and CUDA's runtime, cuDNN and
-//! NCCL for their versions. Each is loaded when it is asked for, so that a machine without them only lacks an answer.
+//! NVIDIA's libraries besides the driver ([`crate::torch::cuda`]): CUDA's runtime, cuDNN and NCCL, asked by their C
+//! interface for their versions. Each is loaded when it is asked for, so that a machine without them only lacks an answer.
 //!
-//! The one file of the doctor with unsafe code. Types and numbers are those of cuda.h, cuda_runtime_api.h, cudnn.h and
-//! nccl.h, all of which promise not to change them.
+//! The one file of the doctor with unsafe code. Types are those of cuda_runtime_api.h, cudnn.h and nccl.h.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_char, c_int, c_uint};
+use std::ffi::c_int;
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
 use libloading::{Library, Symbol};
 use serde::Serialize;
 
-/// A `CUresult`, `cudaError_t` or `ncclResult_t` that says all went well.
+/// A `cudaError_t` or `ncclResult_t` that says all went well.
 const SUCCESS: c_int = 0;
-
-/// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
-const CAPABILITY: [c_int; 2] = [75, 76];
-
-/// Bytes that are kept for a GPU's name.
-const NAME: usize = 256;
 
 /// Why a library has told nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,8 +24,8 @@ pub enum ProbeError {
     Unloadable { words: String },
     #[error("{library} has no {symbol}")]
     NoSymbol { library: String, symbol: &'static str },
-    #[error("{call} failed: {words}")]
-    Call { call: &'static str, words: String },
+    #[error("{call} failed with code {code}")]
+    Call { call: &'static str, code: c_int },
 }
 
 /// A library that has told its version.
@@ -41,23 +34,6 @@ pub struct Versioned {
     pub version: String,
     /// The file, where the system tells.
     pub path: Option<PathBuf>,
-}
-
-/// The driver and its GPUs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Driver {
-    /// The newest CUDA that it supports.
-    pub cuda: String,
-    pub path: Option<PathBuf>,
-    pub gpus: Vec<Gpu>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Gpu {
-    pub name: String,
-    pub memory_bytes: u64,
-    /// Such as 9.0.
-    pub compute_capability: String,
 }
 
 /// A library whose one function without arguments of its own tells its version.
@@ -98,63 +74,8 @@ impl Part {
     }
 }
 
-/// Loads the driver and asks it for its GPUs. It makes no context on any of them.
-///
-/// # Errors
-/// There is no driver, or it does not work; [`ProbeError::Call`] of cuInit where it finds no GPU.
-pub fn driver(folders: &[PathBuf]) -> Result<Driver, ProbeError> {
-    let loaded = Loaded::find(&["libcuda.so.1"], folders)?;
-    // SAFETY: cuda.h declares `CUresult cuInit(unsigned int flags)`, CUresult an enum the size of an int.
-    let init = unsafe { loaded.get::<unsafe extern "C" fn(c_uint) -> c_int>("cuInit")? };
-    // SAFETY: as above; the flags have to be 0.
-    loaded.well("cuInit", unsafe { init(0) })?;
-    let cuda = cuda_version(loaded.version("cuDriverGetVersion")?);
-
-    // SAFETY: cuda.h declares `CUresult cuDeviceGetCount(int *count)`.
-    let get_count = unsafe { loaded.get::<unsafe extern "C" fn(*mut c_int) -> c_int>("cuDeviceGetCount")? };
-    let mut count = 0;
-    // SAFETY: a place for one int.
-    loaded.well("cuDeviceGetCount", unsafe { get_count(&raw mut count) })?;
-    let gpus = (0..count).map(|ordinal| gpu(&loaded, ordinal)).collect::<Result<_, _>>()?;
-    Ok(Driver { cuda, path: loaded.path(), gpus })
-}
-
-fn gpu(loaded: &Loaded, ordinal: c_int) -> Result<Gpu, ProbeError> {
-    type GetName = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
-    // SAFETY: cuda.h declares `CUresult cuDeviceGet(CUdevice *device, int ordinal)`, CUdevice an int.
-    let get = unsafe { loaded.get::<unsafe extern "C" fn(*mut c_int, c_int) -> c_int>("cuDeviceGet")? };
-    // SAFETY: cuda.h declares `CUresult cuDeviceGetName(char *name, int len, CUdevice dev)`.
-    let get_name = unsafe { loaded.get::<GetName>("cuDeviceGetName")? };
-    // SAFETY: cuda.h declares `CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice dev)`.
-    let total =
-        unsafe { loaded.get::<unsafe extern "C" fn(*mut usize, c_int) -> c_int>("cuDeviceTotalMem_v2")? };
-    // SAFETY: cuda.h declares `CUresult cuDeviceGetAttribute(int *pi, CUdevice_attribute attrib, CUdevice dev)`.
-    let attribute = unsafe {
-        loaded.get::<unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int>("cuDeviceGetAttribute")?
-    };
-
-    let mut device = 0;
-    // SAFETY: a place for one CUdevice, and an ordinal below the count.
-    loaded.well("cuDeviceGet", unsafe { get(&raw mut device, ordinal) })?;
-    let mut name: [c_char; NAME] = [0; NAME];
-    // SAFETY: a place for one char less than there are, so that the last stays 0 whatever is written.
-    loaded.well("cuDeviceGetName", unsafe { get_name(name.as_mut_ptr(), NAME as c_int - 1, device) })?;
-    let mut memory = 0;
-    // SAFETY: a place for one size_t.
-    loaded.well("cuDeviceTotalMem_v2", unsafe { total(&raw mut memory, device) })?;
-    let mut capability = [0; 2];
-    for (which, value) in CAPABILITY.into_iter().zip(&mut capability) {
-        // SAFETY: a place for one int.
-        loaded.well("cuDeviceGetAttribute", unsafe { attribute(value, which, device) })?;
-    }
-    // SAFETY: the array ends with a 0 and lives on.
-    let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().trim().to_owned();
-    let [major, minor] = capability;
-    Ok(Gpu { name, memory_bytes: memory as u64, compute_capability: format!("{major}.{minor}") })
-}
-
-/// A library in this process, and the name that it was found by. It stays until the process ends: a driver that has
-/// begun to work may have threads, which would be without their code.
+/// A library in this process, and the name that it was found by. It stays until the process ends: it may have
+/// begun threads, which would be without their code.
 struct Loaded {
     library: ManuallyDrop<Library>,
     name: &'static str,
@@ -188,35 +109,16 @@ impl Loaded {
             .map_err(|_| ProbeError::NoSymbol { library: self.name.to_owned(), symbol })
     }
 
-    /// What a function `int NAME(int *version)` stores, which returns 0 where all goes well: all of the versions but
-    /// cuDNN's are told by such a one.
+    /// What a function `int NAME(int *version)` stores, which returns 0 where all goes well.
     fn version(&self, symbol: &'static str) -> Result<usize, ProbeError> {
-        // SAFETY: cudaRuntimeGetVersion, cuDriverGetVersion and ncclGetVersion, the callers' symbols, are declared so.
+        // SAFETY: cudaRuntimeGetVersion and ncclGetVersion, the callers' symbols, are declared so.
         let ask = unsafe { self.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(symbol)? };
         let mut version: c_int = 0;
         // SAFETY: a place for one int.
-        self.well(symbol, unsafe { ask(&raw mut version) })?;
-        Ok(usize::try_from(version).unwrap_or(0))
-    }
-
-    /// An error with the library's own words for it, where it has any.
-    fn well(&self, call: &'static str, code: c_int) -> Result<(), ProbeError> {
-        if code == SUCCESS {
-            return Ok(());
+        match unsafe { ask(&raw mut version) } {
+            SUCCESS => Ok(usize::try_from(version).unwrap_or(0)),
+            code => Err(ProbeError::Call { call: symbol, code }),
         }
-        type GetErrorString = unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int;
-        let mut words = std::ptr::null();
-        // SAFETY: cuda.h declares `CUresult cuGetErrorString(CUresult error, const char **pStr)`.
-        if let Ok(explain) = unsafe { self.get::<GetErrorString>("cuGetErrorString") } {
-            // SAFETY: a place for one pointer, which stays null for a code that is not known.
-            unsafe { explain(code, &raw mut words) };
-        }
-        let words = match words.is_null() {
-            true => format!("error {code}"),
-            // SAFETY: a string that the library keeps, with a 0 at its end.
-            false => format!("{} (error {code})", unsafe { CStr::from_ptr(words) }.to_string_lossy()),
-        };
-        Err(ProbeError::Call { call, words })
     }
 
     /// The file behind the library, as this process has it in memory.
