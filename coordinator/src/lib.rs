@@ -24,6 +24,7 @@ pub mod journal;
 mod launch;
 mod leases;
 pub mod metrics;
+mod mirror;
 mod pages;
 pub mod progress;
 pub mod report;
