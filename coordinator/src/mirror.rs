@@ -44,6 +44,13 @@ pub enum MirrorError {
     Write { path: PathBuf, source: std::io::Error },
 }
 
+impl MirrorError {
+    /// Whether the command line is at fault.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Another(..) | Self::Unnamed(_))
+    }
+}
+
 /// Brings `folder` up to what the store holds of the run, if it holds more of it: a folder on a new machine, or one that
 /// the run has gone on without. None is a folder of a new name. Returns whether something was fetched.
 ///

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use relabel_config::{Config, Stragglers};
 use relabel_core::{Event, Fact, Outcome, Run, Settings, StragglerAction, StragglerPolicy};
-use relabel_store::Store;
+use relabel_store::{Store, StoreError};
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::service::Routes;
 
@@ -74,6 +74,10 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
             config.optim.epochs,
             folder.path.display()
         ));
+        if let Some(store) = store(config)? {
+            // Its end may have come while the store was away.
+            Mirror::start(store, folder.path.clone()).finish().await;
+        }
         return Ok(ExitCode::SUCCESS);
     }
 
@@ -93,10 +97,7 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
     };
     let dead_after = settings.dead_after;
     let core = Run::new(settings, folder.history);
-    let store = match config.checkpoint.upload.as_str() {
-        "" => None,
-        url => Some(Store::open(url)?),
-    };
+    let store = store(&config)?;
     let report = Report::new(folder.path.clone(), config, screen.clone());
     let (driver, queue) = Driver::new(core, terms, folder.journal, report);
     let driver = driver.mirrored(store.map(|store| Mirror::start(store, run_dir.clone())));
@@ -159,6 +160,12 @@ fn upload(fresh: Option<&Resolved>, overrides: &[(String, String)]) -> Option<St
     const KEY: &str = "checkpoint.upload";
     let given = || overrides.iter().rev().find(|(key, _)| key == KEY).map(|(_, value)| value.clone());
     fresh.map(|fresh| fresh.config.checkpoint.upload.clone()).or_else(given).filter(|url| !url.is_empty())
+}
+
+/// The object store that the run goes to.
+fn store(config: &Config) -> Result<Option<Store>, StoreError> {
+    let url = Some(&config.checkpoint.upload).filter(|url| !url.is_empty());
+    url.map(|url| Store::open(url)).transpose()
 }
 
 /// Drives the run, turning signals and dead local workers into events. Returns the last signal's number too.

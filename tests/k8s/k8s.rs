@@ -41,7 +41,7 @@ fn a_wrong_field_is_seen() {
     let workers = || {
         submitted::<&str>(&[])
             .into_iter()
-            .find(|document| document["metadata"]["name"] == "run-worker")
+            .find(|document| document["kind"] == "Job" && document["metadata"]["name"] == "run-worker")
             .unwrap()
     };
     let mut misspelt = workers();

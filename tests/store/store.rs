@@ -107,10 +107,7 @@ fn a_run_goes_on_in_an_empty_folder() {
 
     let said = gone_on("second", "moved", server.port());
     assert!(said.contains("fetched the run's journal from s3://runs/moved/"), "{said}");
-    // Of the checkpoints only the one that was wanted had to come.
-    assert!(metrics(&SHARED.path("second"), "step").len() == 15);
-    let best = server.file("moved/checkpoints/resnet18-best.safetensors");
-    assert!(best.is_file());
+    assert!(server.file("moved/checkpoints/resnet18-best.safetensors").is_file());
     let journal = SHARED.path("second").join("journal.jsonl");
     for file in counted(&journal) {
         assert!(
@@ -128,7 +125,7 @@ fn a_run_goes_on_in_an_empty_folder() {
     let mut other = uploading("third", "moved", server.port());
     other.arg("--optim.epochs=1");
     let ended = run(other);
-    let line = ended.last_line(1);
+    let line = ended.last_line(2);
     assert!(line.contains("holds a run that began with other options"), "{line}");
     let mut unnamed = Command::new(relabel_tests::program("coordinator"));
     unnamed.current_dir(SHARED.path("")).args(SHARED.options()).envs(Server::environment(server.port()));
@@ -136,7 +133,7 @@ fn a_run_goes_on_in_an_empty_folder() {
         unnamed.args(["--listen=127.0.0.1:0", "--checkpoint.upload=s3://runs/moved"]);
         unnamed
     });
-    assert!(ended.last_line(1).contains("--run-dir"), "{}", ended.stderr);
+    assert!(ended.last_line(2).contains("--run-dir"), "{}", ended.stderr);
 }
 
 #[test]
