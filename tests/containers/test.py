@@ -203,6 +203,10 @@ def main():
         except (AssertionError, KeyError, OSError, subprocess.CalledProcessError) as error:
             failed += 1
             print(f"FAILED {name}: {error}", flush=True)
+        # The next wants the ports, whatever became of this one's.
+        left = podman("ps", "--all", "--quiet", "--filter", f"label=relabel-test={NETWORK}").stdout.split()
+        if left:
+            podman("rm", "--force", "--time=0", *left)
     print(f"{len(TESTS) - failed} passed, {failed} failed")
     sys.exit(1 if failed else 0)
 
