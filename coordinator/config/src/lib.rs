@@ -20,7 +20,7 @@ pub use evaluation::{EvalOptions, NamedSet, NetworkOptions};
 pub use labelling::LabelOptions;
 pub use picture::{PICTURES, Picture};
 pub use schema::{IGNORED, Kind, Setting, Value, nearest, schema};
-pub use validate::{Invalid, s3_folder, validate};
+pub use validate::{Invalid, validate};
 
 use serde::{Deserialize, Serialize};
 
@@ -250,9 +250,6 @@ pub struct Checkpoint {
     pub every_epochs: u32,
     /// Newest checkpoints that are kept, beside the best.
     pub keep: u32,
-    /// Folder `s3://bucket/prefix` of an object store that journal, metrics and checkpoints go to as well; empty for
-    /// none.
-    pub upload: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -409,7 +406,7 @@ impl Default for Compute {
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self { every_steps: 0, every_minutes: 0.0, every_epochs: 1, keep: 3, upload: String::new() }
+        Self { every_steps: 0, every_minutes: 0.0, every_epochs: 1, keep: 3 }
     }
 }
 

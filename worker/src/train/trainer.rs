@@ -23,7 +23,7 @@ use super::pictures::Pictures;
 use super::samples::SampleLog;
 use super::saver::{self, Save, Saver};
 use super::transfer::{self, Tally, TransferError};
-use crate::checkpoint::{self, CheckpointError, Progress, Remote};
+use crate::checkpoint::{self, CheckpointError, Progress};
 use crate::collective::tcp::{Membership, Ring, Timeouts};
 use crate::collective::{AbortHandle, Collective, Solo};
 use crate::data::DataError;
@@ -91,8 +91,6 @@ pub struct Trainer<'a> {
     inputs: Inputs,
     learner: Learner,
     saver: Saver,
-    /// Where checkpoints are that are not in the run's folder.
-    remote: Option<Remote>,
     sample_log: Option<SampleLog>,
     pictures: Pictures,
     generation: Generation,
@@ -168,11 +166,7 @@ impl<'a> Trainer<'a> {
         let learner = Learner::new(config, inputs.classes, steps, tch::Device::Cpu)?;
         let checkpoints = setup.run_dir.join("checkpoints");
         saver::remove_leftovers(&checkpoints);
-        let upload = &config.checkpoint.upload;
-        let remote = || Some(upload).filter(|url| !url.is_empty()).map(|url| Remote::open(url)).transpose();
-        let saver =
-            Saver::start(checkpoints, remote()?, session.reports().clone()).map_err(TrainError::Saver)?;
-        let remote = remote()?;
+        let saver = Saver::start(checkpoints, session.reports().clone()).map_err(TrainError::Saver)?;
         let samples = setup.run_dir.join("samples");
         let sample_log = match config.util.record_samples {
             true => Some(SampleLog::create(&samples, setup.rank.0))
@@ -186,7 +180,6 @@ impl<'a> Trainer<'a> {
             session,
             learner,
             saver,
-            remote,
             sample_log,
             pictures,
             inputs,
@@ -382,15 +375,7 @@ impl<'a> Trainer<'a> {
         blake3: &str,
         position: Position,
     ) -> Result<(), CheckpointError> {
-        let path = folder.join(file);
-        let state = match (checkpoint::load_verified(&path, blake3), &self.remote) {
-            (Err(here), Some(remote)) if here.may_be_elsewhere() => {
-                tracing::info!("{here}; fetching {file} from the object store");
-                remote.fetch(folder, file, blake3)?;
-                checkpoint::load_verified(&path, blake3)?
-            }
-            (loaded, _) => loaded?,
-        };
+        let state = checkpoint::load_verified(&folder.join(file), blake3)?;
         self.learner.restore(&state)?;
         self.tally = Tally::from_metadata(&state.metadata);
         tracing::info!("restored {file}, {position}");
