@@ -10,13 +10,19 @@ import subprocess
 import sys
 import tomllib
 
+PLATFORM = "x86_64-unknown-linux-gnu"
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def main():
     package = sys.argv[1]
-    line = ["cargo", "metadata", "--format-version=1", "--locked", "--filter-platform=x86_64-unknown-linux-gnu"]
+    line = ["cargo", "metadata", "--format-version=1", "--locked", f"--filter-platform={PLATFORM}"]
     metadata = json.loads(subprocess.run(line, cwd=ROOT, check=True, capture_output=True).stdout)
+    # That has the features of all programs together; this has those of the one, and no macros, which are not linked.
+    line = ["cargo", "tree", "--locked", f"--package={package}", "--edges=normal,no-proc-macro", "--prefix=none",
+            "--format={p}", f"--target={PLATFORM}"]
+    tree = subprocess.run(line, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    own = {tuple(line.split()[:2]) for line in tree.splitlines() if line}
     packages = {each["id"]: each for each in metadata["packages"]}
     nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}
     lock = tomllib.loads((ROOT / "Cargo.lock").read_text())
@@ -24,7 +30,8 @@ def main():
 
     def needs(id):
         """What is linked in: neither what only builds it nor what only tests it."""
-        return sorted(dep["pkg"] for dep in nodes[id]["deps"] if any(kind["kind"] is None for kind in dep["dep_kinds"]))
+        normal = (dep["pkg"] for dep in nodes[id]["deps"] if any(kind["kind"] is None for kind in dep["dep_kinds"]))
+        return sorted(dep for dep in normal if (packages[dep]["name"], f"v{packages[dep]['version']}") in own)
 
     found = [id for id, each in packages.items() if each["name"] == package and id in metadata["workspace_members"]]
     if not found:

@@ -34,7 +34,7 @@ scratch=$(mktemp -d)
 network=relabel-image-$$
 tidy() {
     # Containers of a failed test, then what was made for it.
-    podman rm --force --all --filter "label=relabel-test=$network" >/dev/null 2>&1 || true
+    podman ps --all --quiet --filter "label=relabel-test=$network" | xargs -r podman rm --force --time=0 >/dev/null 2>&1 || true
     ip netns delete "$network" 2>/dev/null || true
     rm -rf "$scratch" target/image
 }

@@ -128,10 +128,10 @@ def saves_when_it_is_stopped_and_goes_on():
     coordinator, worker = pair("halved", "--optim.epochs=400")
     until("three steps", lambda: len(lines("halved", "step")) >= 3, coordinator)
     podman("stop", "--time=90", coordinator.id)
-    assert coordinator.wait() == 143, coordinator.log()
+    code = coordinator.wait()
+    assert code == 143, f"it ended with {code}:\n{coordinator.log()}"
     assert worker.wait() == 0 or "stopping" in worker.log(), worker.log()
-    before = lines("halved", "checkpoint")
-    assert before, coordinator.log()
+    assert list((SCRATCH / "runs" / "halved" / "checkpoints").glob("*.safetensors")), coordinator.log()
     coordinator, worker = pair("halved", "--optim.epochs=400")
     count = len(lines("halved", "step"))
     until("another step", lambda: len(lines("halved", "step")) > count, coordinator)
@@ -149,21 +149,21 @@ def bill_is_complete(image, package, program):
     errors = JsonStrictValidator(SchemaVersion.V1_5).validate_str(text)
     assert errors is None, str(errors)
     bill = json.loads(text)
-    tree = subprocess.run(["cargo", "tree", "--locked", "--package", package, "--edges", "normal", "--prefix", "none",
-                           "--format", "{p}", "--target", "x86_64-unknown-linux-gnu"],
-                          cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    linked = {tuple(line.split()[:2]) for line in tree.splitlines() if line}
-    linked = {(name, version.removeprefix("v")) for name, version in linked}
     own = bill["metadata"]["component"]
     named = {(each["name"], each["version"]) for each in [own, *bill["components"]]}
-    assert own["name"] == package and named == linked, f"{sorted(named ^ linked)}"
+    assert own["name"] == package and len(named) == len(bill["components"]) + 1, own
+    # The program itself tells of many crates, by the places in them that may panic.
+    found = podman("run", "--rm", "--network=none", "--entrypoint=grep", IMAGES[image], "--text", "--only-matching",
+                   "--no-filename", "registry/src/[^/]*/[^/]*/", f"/usr/local/bin/{program}").stdout
+    told = {tuple(line.split("/")[3].rsplit("-", 1)) for line in found.split()}
+    assert len(told) > 30 and told <= named, f"{len(told)}, of which the bill lacks {sorted(told - named)}"
     sums = {(each["name"], each["version"]): each.get("checksum")
             for each in tomllib.loads((ROOT / "Cargo.lock").read_text())["package"]}
     for each in bill["components"]:
         expected = sums[each["name"], each["version"]]
         assert [hash_["content"] for hash_ in each.get("hashes", [])] == ([expected] if expected else []), each
         assert expected is None or each["licenses"], each
-    return f"{len(named)} crates"
+    return f"{len(named)} crates, {len(told)} of them seen in the program"
 
 
 def size(image):
@@ -175,9 +175,9 @@ def is_what_it_says():
         config = json.loads(podman("image", "inspect", IMAGES[image]).stdout)[0]
         assert config["User"] == f"{USER}:{USER}", config["User"]
         shown = podman("run", "--rm", "--network=none", "--read-only", IMAGES[image], "--version").stdout
-        assert shown.startswith(image), shown
+        assert image in shown.split()[0], shown
     libraries = podman("run", "--rm", "--network=none", "--entrypoint=sh", IMAGES["coordinator"], "-c",
-                       "find / -xdev -name 'libtorch*' -o -xdev -name 'cc1*' -o -xdev -name cargo").stdout
+                       "find / -xdev \\( -name 'libtorch*' -o -name 'cc1*' -o -name cargo \\) 2>/dev/null; true").stdout
     assert not libraries, libraries
     return ", ".join(f"{image} {size(image):.0f} MB" for image in IMAGES)
 
@@ -203,6 +203,10 @@ def main():
         except (AssertionError, KeyError, OSError, subprocess.CalledProcessError) as error:
             failed += 1
             print(f"FAILED {name}: {error}", flush=True)
+        # The next wants the ports, whatever became of this one's.
+        left = podman("ps", "--all", "--quiet", "--filter", f"label=relabel-test={NETWORK}").stdout.split()
+        if left:
+            podman("rm", "--force", "--time=0", *left)
     print(f"{len(TESTS) - failed} passed, {failed} failed")
     sys.exit(1 if failed else 0)
 
