@@ -12,8 +12,8 @@ BENCH ?=
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint parity bench bench-quick speed recovery fuzz watch-test slurm-test k8s-test image-test man \
-	demo experiment clean
+.PHONY: help setup build test lint parity bench bench-quick speed gpu-check recovery fuzz watch-test slurm-test k8s-test \
+	image-test man demo experiment clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ bench-quick: setup ## The same with fewer rows and turns, in under five minutes
 speed: setup ## Time training steps beside PyTorch's, with the packages of parity
 	$(CARGO) build --release --workspace --bins --example parity $(CARGOFLAGS)
 	$${PARITY_PYTHON:-.parity/bin/python} tests/speed/train_step.py --program target/release/examples/parity
+
+gpu-check: setup ## Check what needs an NVIDIA GPU, and say what could not run; without Rust: tests/gpu/check.sh
+	$(CARGO) build --release --workspace --bins --example gpu_check $(CARGOFLAGS)
+	tests/gpu/check.sh
 
 recovery: build ## Measure what the loss of a worker costs, beside torchrun, with the packages of parity
 	$${PARITY_PYTHON:-.parity/bin/python} tests/recovery/recovery.py

@@ -10,6 +10,9 @@ use crate::v1;
 use crate::v1::coordinator_message::Message as Down;
 use crate::v1::worker_message::Message as Up;
 
+/// Bytes of NCCL's unique id.
+const NCCL_ID: usize = 128;
+
 /// A message that does not make sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
@@ -36,12 +39,14 @@ impl FirstMessage {
     /// # Errors
     /// What cannot be.
     pub fn hello(self) -> Result<core::Hello, Invalid> {
-        let v1::Hello { version: _, rank, host, pid, device, ring_address, instance, standing } = self.rest;
+        let v1::Hello { version: _, rank, host, pid, device, ring_address, instance, standing, nccl } =
+            self.rest;
         Ok(core::Hello {
             rank: rank.map(Rank),
             host: name(host, "Hello.host")?,
             pid,
             device: name(device, "Hello.device")?,
+            nccl,
             ring_address: address(ring_address, "Hello.ring_address")?,
             instance,
             standing: standing.map(TryInto::try_into).transpose()?,
@@ -90,6 +95,10 @@ pub fn from_worker(message: v1::WorkerMessage) -> Result<FromWorker, Invalid> {
             val_fingerprint: word(m.val_fingerprint, "Indexed.val_fingerprint")?,
             classes: m.classes,
         }),
+        Up::NcclId(m) => {
+            let (generation, id) = nccl_id(m)?;
+            FromWorker::NcclId { generation, id }
+        }
         Up::Ready(m) => FromWorker::Ready {
             generation: Generation(m.generation),
             held: required(m.held, "Ready.held")?.into(),
@@ -188,6 +197,10 @@ pub fn to_worker(message: v1::CoordinatorMessage) -> Result<Told, Invalid> {
             }));
         }
         Down::Form(m) => ToWorker::Form(formation(m)?),
+        Down::NcclId(m) => {
+            let (generation, id) = nccl_id(m)?;
+            ToWorker::NcclId { generation, id }
+        }
         Down::Train(m) => {
             ToWorker::Train { generation: Generation(m.generation), epoch: m.epoch, first_step: m.first_step }
         }
@@ -224,6 +237,14 @@ pub fn to_worker(message: v1::CoordinatorMessage) -> Result<Told, Invalid> {
     }))
 }
 
+/// Opaque but for its length.
+fn nccl_id(m: v1::NcclId) -> Result<(Generation, Vec<u8>), Invalid> {
+    match m.id.len() {
+        NCCL_ID => Ok((Generation(m.generation), m.id)),
+        other => Err(Invalid::Range { field: "NcclId.id", value: format!("{other} bytes long") }),
+    }
+}
+
 fn formation(m: v1::Form) -> Result<Formation, Invalid> {
     let world = m.world;
     let seat = |rank: u32, field| match rank < world {
@@ -243,6 +264,7 @@ fn formation(m: v1::Form) -> Result<Formation, Invalid> {
         next: address(m.next, "Form.next")?,
         transfer: m.transfer,
         token: Token(token),
+        nccl: m.nccl,
         shard: ordered(m.shard_first, m.shard_end, "Form.shard_first..shard_end")?,
         restore: match m.restore {
             Some(r) => {
@@ -335,9 +357,9 @@ impl From<core::StepReport> for v1::StepReport {
 
 impl From<core::Hello> for v1::WorkerMessage {
     fn from(h: core::Hello) -> Self {
-        let core::Hello { rank, host, pid, device, ring_address, instance, standing } = h;
+        let core::Hello { rank, host, pid, device, nccl, ring_address, instance, standing } = h;
         let (version, rank, standing) = (crate::VERSION.into(), rank.map(|r| r.0), standing.map(Into::into));
-        let hello = v1::Hello { version, rank, host, pid, device, ring_address, instance, standing };
+        let hello = v1::Hello { version, rank, host, pid, device, ring_address, instance, standing, nccl };
         v1::WorkerMessage { message: Some(Up::Hello(hello)) }
     }
 }
@@ -354,6 +376,7 @@ impl From<FromWorker> for v1::WorkerMessage {
                 val_fingerprint: d.val_fingerprint,
                 classes: d.classes,
             }),
+            FromWorker::NcclId { generation, id } => Up::NcclId(v1::NcclId { generation: generation.0, id }),
             FromWorker::Ready { generation, held, epoch_loss } => {
                 Up::Ready(v1::Ready { generation: generation.0, held: Some(held.into()), epoch_loss })
             }
@@ -418,12 +441,14 @@ impl From<ToWorker> for v1::CoordinatorMessage {
                 next: f.next,
                 transfer: f.transfer,
                 token: f.token.0.to_vec(),
+                nccl: f.nccl,
                 shard_first: f.shard.start,
                 shard_end: f.shard.end,
                 source: f.source.0,
                 restore: f.restore.map(|r| v1::Restore { file: r.file, blake3: r.blake3 }),
                 position: Some(f.position.into()),
             }),
+            ToWorker::NcclId { generation, id } => Down::NcclId(v1::NcclId { generation: generation.0, id }),
             ToWorker::Train { generation, epoch, first_step } => {
                 Down::Train(v1::Train { generation: generation.0, epoch, first_step })
             }

@@ -27,7 +27,7 @@ def train(root, pictures, scratch, steps, arch, size, batch, workers=1, threads=
         "data.relabel.path": pictures / "labels", "checkpoint.every_epochs": 0, "checkpoint.every_steps": checkpoint or 0,
     }
     command = [root / "target/release/coordinator", "--local", "--workers", workers, "--threads", threads]
-    command += ["--run-dir", folder, "--http", "off"]
+    command += ["--run-dir", folder, "--http", "none"]
     command += [part for key, value in options.items() for part in (f"--{key}", value)]
     log = scratch / "log"
     with open(log, "w") as lines:

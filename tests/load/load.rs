@@ -238,6 +238,7 @@ impl Load {
             host: format!("node{:05}", number / 8),
             pid: 1000 + number,
             device: format!("cuda:{}", number % 8),
+            nccl: None,
             ring_address: format!("10.{a}.{b}.{c}:40000"),
             instance: u64::from(number) + 1,
             standing: None,

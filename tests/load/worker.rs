@@ -254,7 +254,7 @@ impl Worker {
                     self.leave(&reason, None, stream)?;
                 }
             }
-            ToWorker::Remove { .. } => {}
+            ToWorker::NcclId { .. } | ToWorker::Remove { .. } => {}
             ToWorker::Release { .. } | ToWorker::Finish { .. } => return Ok(true),
         }
         Ok(false)

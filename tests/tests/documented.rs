@@ -23,8 +23,8 @@ const ELSEWHERE: [(&str, &str); 11] = [
 ];
 
 /// What makes a recipe small.
-const SMALL: &str = "--model.arch resnet18 --optim.epochs 1 --optim.warmup.epochs 0 --optim.batch_size 16 \
-                     --data.image_size 32 --util.val_batch_size 16 --http off";
+const SMALL: &str = "--model.arch resnet18 --optim.epochs 1 --optim.lr.init 1e-4 --optim.warmup.epochs 0 --optim.batch_size 16 \
+                     --data.image_size 32 --util.val_batch_size 16 --http none";
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -75,6 +75,13 @@ impl Desk {
         ended
     }
 
+    /// The first file of the first class folder in `folder`.
+    fn first(&self, folder: &str) -> PathBuf {
+        let folders = sorted(&self.0.path(folder));
+        let class = folders.iter().find(|path| path.is_dir() && !path.ends_with(".label"));
+        sorted(class.unwrap()).swap_remove(0)
+    }
+
     fn start(&self, page: &str, written: &str, names: &[(&str, &str)], more: &str) -> Running {
         start(self.command(page, written, names, more))
     }
@@ -88,7 +95,7 @@ const OPERATIONS: &str = "deploy/README.md";
 #[test]
 fn the_readme_trains_and_what_comes_of_it_can_be_used() {
     let desk = Desk::new();
-    desk.run(README, "worker synth OUT", &[("OUT", "OUT")], "--train 8 --val 4 --size 48x48");
+    desk.run(README, "worker synth OUT", &[("OUT", "OUT")], "--train 8 --val 4 --classes 4 --size 48x48");
     let data = [("/data/imagenet", "IMAGENET"), ("/data/relabel_imagenet", "IMAGENET/labels")];
     desk.run(
         README,
@@ -101,7 +108,7 @@ fn the_readme_trains_and_what_comes_of_it_can_be_used() {
         README,
         "coordinator --resume --run-dir DIR",
         &[("DIR", "RUN")],
-        "--local --workers 1 --threads 1 --optim.epochs 2 --http off",
+        "--local --workers 1 --threads 1 --optim.epochs 2 --http none",
     );
     let best = sorted(&desk.0.path("RUN/checkpoints"))
         .into_iter()
@@ -124,14 +131,10 @@ fn the_readme_trains_and_what_comes_of_it_can_be_used() {
 
     let network = [("--arch A", "--arch resnet18"), ("--weights W", "--weights W.pth")];
     let with = |more: &[(&'static str, &'static str)]| [&network[..], more].concat();
-    let picture = "IMAGENET/val/*/*0.jpg";
-    let said = desk.run(
-        README,
-        "worker predict IMG... --weights W --arch A",
-        &with(&[("IMG...", picture)]),
-        "--data.image_size 32",
-    );
-    assert!(said.stdout.contains('%'), "{}", said.stdout);
+    let picture = "IMAGENET/val/*/*";
+    let said =
+        desk.run(README, "worker predict IMG... --weights W --arch A", &with(&[("IMG...", picture)]), "");
+    assert!(said.stdout.contains("percent"), "{}", said.stdout);
     desk.run(
         README,
         "worker label --data DIR --out MAPS --arch A --weights W",
@@ -145,7 +148,7 @@ fn the_readme_trains_and_what_comes_of_it_can_be_used() {
         &[("{packed,weights,checkpoint} FILE", "packed maps.pack")],
         "",
     );
-    let map = sorted(&sorted(&desk.0.path("MAPS"))[0]).swap_remove(0);
+    let map = desk.first("MAPS");
     let map = [("FILE", map.to_str().unwrap())];
     desk.run(README, "worker inspect label-map FILE --crop 0,0,0.5,1", &map, "");
     desk.run(
@@ -200,7 +203,8 @@ fn a_run_on_several_hosts_is_asked_saved_and_stopped_as_written() {
     desk.run(README, "coordinator checkpoint", &[], there);
     desk.run(README, "coordinator stop", &[], there);
     let ended = coordinator.wait();
-    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    // Interrupted, after a checkpoint.
+    assert_eq!(ended.status.code(), Some(143), "{}", ended.stderr);
 }
 
 #[test]
@@ -229,8 +233,8 @@ fn the_recipe_and_the_way_from_python_run() {
     );
     let tested = "worker eval --weights RUN/checkpoints/resnet50-best.safetensors --data IMAGENET/val";
     desk.run(RECIPES, tested, &[("resnet50", "resnet18")], "");
-    let map = sorted(&sorted(&desk.0.path("MAPS"))[0]).swap_remove(0);
-    let image = sorted(&sorted(&desk.0.path("IMAGENET/train"))[0]).swap_remove(0);
+    let map = desk.first("MAPS");
+    let image = desk.first("IMAGENET/train");
     desk.run(
         PYTHON,
         "worker inspect label-map FILE --image IMG --crop 0,0,0.5,1 --out look.png",

@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail};
 use relabel_config::Config;
 use relabel_core::{FromWorker, Hello, Outcome, Rank, ToWorker};
 use relabel_proto::security::Access;
+use tch::Device;
+use worker::collective::nccl;
 use worker::session::{self, Session};
 use worker::torch;
 use worker::train::trainer::{Ended, Setup, TrainError, Trainer};
@@ -23,10 +25,18 @@ const SIGTERM: u8 = 15;
 
 /// Runs as a rank until the run is over.
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
-    if let Some(gpu) = args.gpu {
-        torch::cuda::open(gpu).with_context(|| format!("--gpu {gpu}"))?;
-        bail!("--gpu {gpu}: this build trains on the CPU only so far; leave --gpu out or use --cpu");
-    }
+    let device = match args.gpu {
+        Some(gpu) => torch::cuda::open(gpu).with_context(|| format!("--gpu {gpu}"))?,
+        None => Device::Cpu,
+    };
+    let nccl = match device {
+        Device::Cuda(_) => nccl::find()
+            .inspect_err(|error| {
+                tracing::warn!("{error}: peers are summed with over the ring, by way of main memory")
+            })
+            .ok(),
+        _ => None,
+    };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = args.threads.unwrap_or(cores).max(1);
     torch::set_num_threads(threads);
@@ -41,7 +51,8 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         rank: args.rank.map(Rank),
         host,
         pid,
-        device: "cpu".into(),
+        device: args.gpu.map_or_else(|| "cpu".into(), |gpu| format!("cuda:{gpu}")),
+        nccl,
         ring_address,
         instance: u64::from_le_bytes(instance),
         standing: None,
@@ -52,7 +63,7 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         serde_json::from_str(&welcome.config).context("the coordinator's configuration cannot be read")?;
     let span = tracing::info_span!("worker", run_id = %welcome.run_id, rank = welcome.rank.0);
     let _in_span = span.enter();
-    if let Some(note) = config.compute.precision_note(false) {
+    if let Some(note) = config.compute.precision_note(device.is_cuda()) {
         tracing::info!("{note}");
     }
     tracing::info!("seated as rank {} of {}", welcome.rank, welcome.world);
@@ -62,6 +73,7 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         loader_threads: threads.min(config.compute.num_workers as usize).max(1),
         cache_dir: cache_dir(&args),
         rank: welcome.rank,
+        device,
         config,
         listener,
         run_dir,

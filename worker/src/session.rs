@@ -96,6 +96,8 @@ struct FenceState {
     /// Generations up to this one are to end with the next step.
     draining: Generation,
     current: Option<(Generation, AbortHandle)>,
+    /// By which the ranks of a generation find each other with NCCL: the newest that rank 0 has sent.
+    nccl_id: Option<(Generation, Vec<u8>)>,
 }
 
 impl Fence {
@@ -113,6 +115,17 @@ impl Fence {
     /// Whether `generation` is to end with the next step that all ranks take.
     pub fn is_draining(&self, generation: Generation) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).draining >= generation
+    }
+
+    /// The id of NCCL of this generation, once the coordinator has passed it on. Here and not among the orders,
+    /// because the rank that waits for it is carrying one out.
+    pub fn nccl_id(&self, generation: Generation) -> Option<Vec<u8>> {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.nccl_id.as_ref().filter(|(of, _)| *of == generation).map(|(_, id)| id.clone())
+    }
+
+    fn give_nccl_id(&self, generation: Generation, id: Vec<u8>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).nccl_id = Some((generation, id));
     }
 
     fn drain(&self, generation: Generation) {

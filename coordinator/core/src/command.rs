@@ -30,6 +30,8 @@ pub enum Command {
 pub enum ToWorker {
     /// Build the ring of a new generation and take the source's state.
     Form(Formation),
+    /// The id by which the ranks of `generation` find each other with NCCL, as rank 0 has made it.
+    NcclId { generation: Generation, id: Vec<u8> },
     /// Train `epoch` from `first_step` to its end.
     Train { generation: Generation, epoch: u32, first_step: u64 },
     /// Evaluate samples `range` of the validation set.
@@ -60,6 +62,9 @@ pub struct Formation {
     pub previous: String,
     pub next: String,
     pub token: Token,
+    /// Whether the ranks sum with NCCL, by an id that rank 0 makes and [`ToWorker::NcclId`] brings to the others, and
+    /// not by the ring.
+    pub nccl: bool,
     /// The part of every global batch that this rank consumes; see [`crate::shards`].
     pub shard: Range<u32>,
     /// The rank that every other takes its state from.

@@ -33,6 +33,8 @@ pub struct Hello {
     pub pid: u32,
     /// Its device, such as `cpu` or `cuda:0`, for people.
     pub device: String,
+    /// The version of NCCL that it can use, as NCCL counts (23003 is 2.30.3).
+    pub nccl: Option<u32>,
     /// `host:port` where its peers reach its end of the ring.
     pub ring_address: String,
     /// Drawn by the process at its start: two streams of one instance are one worker that has come back.
@@ -62,6 +64,8 @@ pub enum FromWorker {
     Heartbeat,
     /// It has indexed its data.
     Indexed(Dataset),
+    /// The id by which the ranks of a generation find each other with NCCL, made by rank 0: for the others, as it is.
+    NcclId { generation: Generation, id: Vec<u8> },
     /// Its ring stands and its state is that of the formation's source. `held` is where that state is,
     /// `epoch_loss` the mean training loss of the steps of its epoch so far, if there are any.
     Ready { generation: Generation, held: Position, epoch_loss: Option<f64> },

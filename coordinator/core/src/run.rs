@@ -254,6 +254,7 @@ impl Run {
         match message {
             FromWorker::Heartbeat => {}
             FromWorker::Indexed(dataset) => self.indexed(worker, dataset),
+            FromWorker::NcclId { generation, id } => self.nccl_id(worker, generation, id),
             FromWorker::Ready { generation, held, epoch_loss } => {
                 self.ready(worker, generation, held, epoch_loss);
             }

@@ -42,7 +42,7 @@ pub(crate) fn settings(workers: u32) -> Settings {
 pub(crate) fn hello(instance: u64, rank: Option<u32>) -> Hello {
     let ring_address = format!("host:{instance}");
     let (host, device) = ("host".into(), "cpu".into());
-    Hello { rank: rank.map(Rank), host, pid: 1, device, ring_address, instance, standing: None }
+    Hello { rank: rank.map(Rank), host, pid: 1, device, ring_address, instance, standing: None, nccl: None }
 }
 
 /// 95 training images: ten steps of ten, the last one of five.
@@ -276,4 +276,75 @@ fn a_ring_that_never_stands_is_given_up_with_its_reason() {
         }
     }
     assert!(failure(&commands).contains("connection refused"));
+}
+
+/// The ids of NCCL that are sent, each with the worker that it goes to.
+fn nccl_ids(commands: &[Command]) -> Vec<(u64, u64, Vec<u8>)> {
+    let of = |c: &Command| match c {
+        Command::Send { worker, message: ToWorker::NcclId { generation, id } } => {
+            Some((worker.0, generation.0, id.clone()))
+        }
+        _ => None,
+    };
+    commands.iter().filter_map(of).collect()
+}
+
+/// A run of three workers of these versions of NCCL that have just been told to form generation 1.
+fn forming_with(nccl: [Option<u32>; 3]) -> (Run, Vec<Command>) {
+    let mut run = Run::new(Settings { spares: 1, ..settings(3) }, History::default());
+    for (worker, nccl) in (1..).zip(nccl) {
+        let hello = Hello { nccl, ..hello(worker, None) };
+        run.handle(at(0), Event::Joined { worker: WorkerId(worker), hello });
+    }
+    // One that stands by is no peer.
+    join(&mut run, 4, None);
+    let commands = (1..=3).flat_map(|worker| say(&mut run, worker, FromWorker::Indexed(dataset()))).collect();
+    (run, commands)
+}
+
+#[test]
+fn ranks_that_share_a_version_of_nccl_sum_with_it_and_all_others_by_the_ring() {
+    for (versions, together) in [
+        ([Some(23_003); 3], true),
+        ([Some(23_003), Some(23_003), Some(22_700)], false),
+        ([Some(23_003), None, Some(23_003)], false),
+        ([None, Some(23_003), Some(23_003)], false),
+        ([None; 3], false),
+    ] {
+        let (_, commands) = forming_with(versions);
+        let formations = formations(&commands);
+        assert_eq!(formations.len(), 3);
+        assert!(formations.iter().all(|formation| formation.nccl == together), "{versions:?}");
+        let said = commands.iter().any(
+            |c| matches!(c, Command::Observe(Observation::Note(words)) if words.contains("3 workers by NCCL 2.30.3,")),
+        );
+        assert_eq!(said, together, "{versions:?}: {commands:?}");
+    }
+    let mut alone = Run::new(settings(1), History::default());
+    let hello = Hello { nccl: Some(23_003), ..hello(1, None) };
+    alone.handle(at(0), Event::Joined { worker: WorkerId(1), hello });
+    assert!(!formations(&say(&mut alone, 1, FromWorker::Indexed(dataset())))[0].nccl);
+}
+
+#[test]
+fn the_id_that_rank_0_makes_goes_to_its_peers_as_it_is_while_they_form() {
+    let (mut run, _) = forming_with([Some(23_003); 3]);
+    // Nothing that would be text, or a number.
+    let id: Vec<u8> = (0..128_u8).map(|n| n.wrapping_mul(73) ^ 0xc3).collect();
+    let made = |generation| FromWorker::NcclId { generation: Generation(generation), id: id.clone() };
+    for (worker, generation) in [(2, 1), (3, 1), (4, 1), (1, 0), (1, 2), (9, 1)] {
+        let commands = say(&mut run, worker, made(generation));
+        assert!(nccl_ids(&commands).is_empty(), "from worker {worker} of generation {generation}");
+    }
+    let sent = nccl_ids(&say(&mut run, 1, made(1)));
+    assert_eq!(sent, [(2, 1, id.clone()), (3, 1, id.clone())]);
+
+    // Once they train nobody waits for one, and of a generation that is over nobody wants one.
+    let held = Position::default();
+    for worker in 1..=3 {
+        say(&mut run, worker, FromWorker::Ready { generation: Generation(1), held, epoch_loss: None });
+    }
+    assert!(nccl_ids(&say(&mut run, 1, made(1))).is_empty());
+    run.handle(at(1), Event::Left { worker: WorkerId(3), reason: "reset".into() });
+    assert!(nccl_ids(&say(&mut run, 1, made(1))).is_empty());
 }

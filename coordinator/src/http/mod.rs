@@ -7,7 +7,7 @@
 //!
 //! | path | |
 //! |---|---|
-//! | `/` | the dashboard ([`crate::dashboard`]) |
+//! | `/` | the dashboard (`crate::dashboard`) |
 //! | `/metrics` | Prometheus's text format ([`crate::metrics::prometheus`]) |
 //! | `/healthz` | `ok` while the run is driven |
 //! | `/api/view` | the run now, as [`crate::view::View`] |

@@ -136,6 +136,7 @@ async fn all_workers_of_a_large_run_are_there() {
             host: "node".into(),
             pid: rank.0,
             device: "cpu".into(),
+            nccl: None,
             ring_address: "node:1".into(),
             instance: rank.0.into(),
             standing: None,

@@ -8,7 +8,7 @@
 //!   core ── Status ──────▶ View ──────────▶ /metrics, /api/view, coordinator status
 //! ```
 //!
-//! [`tally`] adds up what the core observes, [`board`] is where the readers find it. What the core does not say
+//! `tally` adds up what the core observes, `board` is where the readers find it. What the core does not say
 //! stays none and is not shown.
 
 mod board;

@@ -53,6 +53,7 @@ fn what_a_worker_says_survives_the_wire() {
         FromWorker::CheckpointWritten { duty: DutyId(4), written },
         FromWorker::CheckpointFailed { duty: DutyId(4), reason: "r".into() },
         FromWorker::Fault { reason: "r".into() },
+        FromWorker::NcclId { generation: Generation(2), id: (0..128).collect() },
     ] {
         assert_eq!(from_worker(message.clone().into()).unwrap(), message);
     }
@@ -67,6 +68,7 @@ fn formation() -> Formation {
         next: "a:1".into(),
         transfer: true,
         token: Token([7; 32]),
+        nccl: true,
         shard: 32..64,
         source: Rank(0),
         restore: Some(core::Restore { file: "f".into(), blake3: "b".into() }),
@@ -80,6 +82,7 @@ fn what_a_worker_is_told_survives_the_wire() {
     let generation = Generation(2);
     for message in [
         ToWorker::Form(formation()),
+        ToWorker::NcclId { generation, id: (0..128).collect() },
         ToWorker::Train { generation, epoch: 1, first_step: 5 },
         ToWorker::Validate { generation, epoch: 1, range: 3..8 },
         ToWorker::Checkpoint { duty: DutyId(1), at, best: true, top1: Some(0.5) },
@@ -129,6 +132,13 @@ fn nonsense_is_refused_and_named() {
     let message = v1::WorkerMessage { message: Some(Up::Progress(progress)) };
     assert!(from_worker(message).unwrap_err().to_string().contains("StepReport.duration"));
 
+    for length in [0, 127, 129] {
+        let id = FromWorker::NcclId { generation: Generation(1), id: vec![7; length] };
+        assert!(from_worker(id.into()).unwrap_err().to_string().contains("NcclId.id"), "{length} bytes");
+        let id = ToWorker::NcclId { generation: Generation(1), id: vec![7; length] };
+        assert!(to_worker(id.into()).unwrap_err().to_string().contains("NcclId.id"), "{length} bytes");
+    }
+
     let form = v1::Form {
         rank: 2,
         world: 2,
@@ -153,6 +163,7 @@ fn how_a_worker_introduces_itself_is_checked_and_what_it_is_welcomed_with() {
         ring_address: "10.0.0.7:33211".into(),
         instance: 7,
         standing: None,
+        nccl: Some(23003),
     };
     let said = |hello: v1::Hello| hello_of(v1::WorkerMessage { message: Some(Up::Hello(hello)) });
     let first = said(good.clone()).unwrap();
@@ -225,6 +236,7 @@ fn a_worker_that_comes_back_says_where_it_stands() {
         host: "host".into(),
         pid: 7,
         device: "cpu".into(),
+        nccl: Some(23003),
         ring_address: "host:1".into(),
         instance: u64::MAX,
         standing: Some(standing.clone()),

@@ -35,6 +35,10 @@ pub enum CollectiveError {
     #[error("rank {rank} at {address} is out of step: expected {expected}, it sent {found}")]
     OutOfStep { rank: u32, address: SocketAddr, expected: String, found: String },
 
+    /// NCCL or the GPU did not do as they were asked. Which rank is to blame NCCL does not say.
+    #[error("{what}")]
+    Nccl { what: String },
+
     /// An earlier call had failed.
     #[error("this collective ended with an earlier error: {first}")]
     Ended { first: String },

@@ -1,12 +1,13 @@
 //! Collectives: what the ranks of one generation do together, gradients summed and weights sent round.
 //!
-//! [`Collective`] is what the training loop sees. [`tcp::Ring`] is the embedded implementation, [`Solo`]
-//! that of a world of one. A collective belongs to one generation: after any error it is finished, is
+//! [`Collective`] is what the training loop sees. [`tcp::Ring`] is the embedded implementation, [`nccl::Nccl`] that of
+//! ranks on GPUs, [`Solo`] that of a world of one. A collective belongs to one generation: after any error it is finished, is
 //! dropped, and the next generation forms a new one. This module knows nothing of tensors or libtorch.
 
 mod abort;
 pub mod buckets;
 mod error;
+pub mod nccl;
 mod solo;
 pub mod tcp;
 
@@ -42,6 +43,11 @@ pub trait Collective: Send {
         // Only when a rank's byte has come round is it known that the rank has got here.
         let mut slots = vec![0; self.world() as usize];
         self.all_gather(&mut slots)
+    }
+
+    /// The same as what it is, where it can sum in the memory of a GPU.
+    fn nccl(&mut self) -> Option<&mut nccl::Nccl> {
+        None
     }
 
     /// A handle that ends every blocked and later call of this collective, from any thread.

@@ -26,7 +26,7 @@ mod tests;
 
 use crate::data::loader::EvalBatch;
 use crate::model::{Model, image_batch};
-use crate::torch::TorchError;
+use crate::torch::{self, TorchError};
 
 /// Counts a batch of images `[n, size, size, 3]`, with the model in evaluation.
 ///
@@ -34,9 +34,10 @@ use crate::torch::TorchError;
 /// No memory for the batch.
 pub fn count(model: &Model, batch: &EvalBatch, size: u32) -> Result<Counts, TorchError> {
     let n = batch.classes.len() as i64;
-    let x = image_batch(&batch.images, n, i64::from(size))?;
+    let x = torch::to_device(&image_batch(&batch.images, n, i64::from(size))?, model.device())?;
     let logits = tch::no_grad(|| model.forward(&x, false));
-    Ok(count_logits(&logits, &Tensor::from_slice(&batch.classes)))
+    let classes = torch::to_device(&Tensor::from_slice(&batch.classes), model.device())?;
+    Ok(count_logits(&logits, &classes))
 }
 
 /// Counts samples by their logits `[n, outputs]` and class ids `[n]`. An output of -inf is no answer.

@@ -1,8 +1,9 @@
 //! What one step exchanges between ranks, in one buffer: gradients, BatchNorm statistics, and a few sums.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::Model;
+use crate::collective::nccl::DeviceSlice;
 use crate::torch::{self, TorchError};
 
 /// One flat f32 buffer that lies on the model's device and holds, one after the other,
@@ -83,30 +84,54 @@ impl FlatGradients {
         torch::unscale(&mut self.flat.narrow(0, 0, self.gradients as i64), inverse_scale)
     }
 
-    /// The whole buffer in main memory, to reduce in place.
+    /// The whole buffer in the memory of the GPU, to reduce where it is; none in main memory.
     ///
     /// # Errors
-    /// The model is on another device.
-    pub fn as_mut_slice(&mut self) -> Result<&mut [f32], TorchError> {
-        torch::as_f32_mut(&mut self.flat)
+    /// What libtorch throws.
+    pub fn on_device(&mut self) -> Result<Option<DeviceSlice<'_>>, TorchError> {
+        torch::cuda::slice(&mut self.flat)
     }
 
-    /// The caller's scalars, the last part of the buffer.
+    /// Does `work` with the buffer, or with a copy in main memory that is put back.
     ///
     /// # Errors
-    /// The model is on another device.
-    pub fn scalars(&self) -> Result<&[f32], TorchError> {
-        let flat = torch::as_f32(&self.flat)?;
-        Ok(&flat[flat.len() - self.scalars..])
+    /// What libtorch throws, and `work`.
+    pub fn in_main_memory<T, E: From<TorchError>>(
+        &mut self,
+        work: impl FnOnce(&mut [f32]) -> Result<T, E>,
+    ) -> Result<T, E> {
+        if self.flat.device() == Device::Cpu {
+            return work(torch::as_f32_mut(&mut self.flat)?);
+        }
+        let copied = |source| TorchError::Tch { operation: "copy gradients between memories", source };
+        let mut copy = self.flat.f_to_device(Device::Cpu).map_err(copied)?;
+        let done = work(torch::as_f32_mut(&mut copy)?)?;
+        self.flat.f_copy_(&copy).map_err(copied)?;
+        Ok(done)
     }
 
-    /// As [`Self::scalars`], to write.
+    /// The caller's scalars, the last part of the buffer. On a GPU this waits for what is queued there.
     ///
     /// # Errors
-    /// As [`Self::scalars`].
-    pub fn scalars_mut(&mut self) -> Result<&mut [f32], TorchError> {
-        let start = self.len() - self.scalars;
-        Ok(&mut self.as_mut_slice()?[start..])
+    /// What libtorch throws.
+    pub fn scalars(&self) -> Result<Vec<f32>, TorchError> {
+        let scalars = self.scalars_view().f_to_device(Device::Cpu);
+        let scalars = scalars.map_err(|source| TorchError::Tch { operation: "read the sums", source })?;
+        Ok(torch::as_f32(&scalars)?.to_vec())
+    }
+
+    /// Sets them, all of them.
+    ///
+    /// # Errors
+    /// Another number of values, or what libtorch throws.
+    pub fn set_scalars(&mut self, values: &[f32]) -> Result<(), TorchError> {
+        let values = torch::from_f32(values, &[self.scalars as i64])?;
+        let set = self.scalars_view().f_copy_(&values);
+        set.map_err(|source| TorchError::Tch { operation: "write the sums", source })
+    }
+
+    fn scalars_view(&self) -> Tensor {
+        self.flat.narrow(0, (self.len() - self.scalars) as i64, self.scalars as i64)
     }
 
     /// Copies `weight` times each running mean and variance into the buffer. With the weights of all ranks

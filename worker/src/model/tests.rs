@@ -185,11 +185,11 @@ fn channels_last_computes_the_same() {
     let mut model = small(FROZEN);
     let (x, target) = (waves(2, 64), targets(2));
     let run = |model: &Model, x: &Tensor| {
-        let mut flat = FlatGradients::new(model, 0).unwrap();
+        let flat = FlatGradients::new(model, 0).unwrap();
         let logits = model.forward(x, true);
         soft_cross_entropy(&logits, &target).backward();
         let gradient = named(model.parameters(), "layer2.0.conv1.weight").grad();
-        (values(&logits), values(&gradient), flat.as_mut_slice().unwrap().len())
+        (values(&logits), values(&gradient), flat.len())
     };
     let before = run(&model, &x);
     model.to_channels_last().unwrap();
@@ -258,6 +258,10 @@ fn a_state_dict_loads_strictly_or_not_at_all() {
     assert!(named(model.parameters(), "conv1.weight").requires_grad());
 }
 
+fn copied(flat: &mut FlatGradients) -> Vec<f32> {
+    flat.in_main_memory(|values| Ok::<_, TorchError>(values.to_vec())).unwrap()
+}
+
 /// Backward of a slice of a batch, into the rank's own buffer.
 fn rank(model: &Model, flat: &mut FlatGradients, slice: (i64, i64), global: f64) {
     let x = waves(3, 32).narrow(0, slice.0, slice.1);
@@ -267,7 +271,7 @@ fn rank(model: &Model, flat: &mut FlatGradients, slice: (i64, i64), global: f64)
     loss.backward();
     flat.scale(1.0 / global);
     flat.store_buffers(slice.1 as f64 / global);
-    flat.scalars_mut().unwrap().copy_from_slice(&[loss.double_value(&[]) as f32, slice.1 as f32]);
+    flat.set_scalars(&[loss.double_value(&[]) as f32, slice.1 as f32]).unwrap();
 }
 
 #[test]
@@ -276,7 +280,7 @@ fn two_ranks_with_unequal_slices_sum_to_the_gradient_of_one() {
     let mut flat = FlatGradients::new(&model, 2).unwrap();
     let mut buffer_of = |slice| {
         rank(&model, &mut flat, slice, 3.0);
-        flat.as_mut_slice().unwrap().to_vec()
+        copied(&mut flat)
     };
     let whole = buffer_of((0, 3));
     for (name, parameter) in model.parameters() {
@@ -301,10 +305,12 @@ fn running_statistics_become_the_weighted_mean_of_the_ranks() {
     }
     let name = "layer3.1.bn2.running_var";
     let [a, b] = models.each_ref().map(|model| values(named(model.buffers(), name)));
-    let other = flats[1].as_mut_slice().unwrap().to_vec();
-    for (sum, b) in flats[0].as_mut_slice().unwrap().iter_mut().zip(other) {
-        *sum += b;
-    }
+    let other = copied(&mut flats[1]);
+    let added = flats[0].in_main_memory(|values| {
+        values.iter_mut().zip(&other).for_each(|(sum, b)| *sum += b);
+        Ok::<_, TorchError>(())
+    });
+    added.unwrap();
     flats[0].load_buffers();
     let expected: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a / 3.0 + b * 2.0 / 3.0).collect();
     assert_close(&values(named(models[0].buffers(), name)), &expected, 1e-6);

@@ -185,6 +185,10 @@ impl Link {
                 }
                 Err(invalid) => return Broken::ForGood(invalid.into()),
             };
+            if let ToWorker::NcclId { generation, id } = order {
+                self.fence.give_nccl_id(generation, id);
+                continue;
+            }
             over = matches!(order, ToWorker::Finish { .. } | ToWorker::Release { .. });
             match &order {
                 ToWorker::Dissolve { generation, reason } => self.fence.end(*generation, reason),

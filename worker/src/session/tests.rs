@@ -63,6 +63,7 @@ fn a_signal_to_leave_that_finds_the_wire_full_is_told_on_the_next_stream() {
             host: "here".into(),
             pid: std::process::id(),
             device: "cpu".into(),
+            nccl: None,
             ring_address: "127.0.0.1:1".into(),
             instance: 1,
             standing: None,

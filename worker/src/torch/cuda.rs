@@ -5,7 +5,10 @@ use std::ffi::{CStr, c_char, c_int, c_uint};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use serde::Serialize;
-use tch::Device;
+use tch::{Device, Kind, Tensor};
+
+use super::TorchError;
+use crate::collective::nccl::DeviceSlice;
 
 /// The driver's library, and libtorch's for CUDA, which lies beside the one that is linked.
 const DRIVER: &str = "libcuda.so.1";
@@ -190,6 +193,8 @@ pub fn open(wanted: u32) -> Result<Device, GpuError> {
         return Err(GpuError::NoSuchGpu { wanted, count });
     }
     let missing = |library| move |reason| GpuError::NoLibrary { driver: version, library, reason };
+    // First, as it knows where CUDA's own libraries lie: they are then found by their names alone.
+    load(TORCH_CUDA).map_err(missing(TORCH_CUDA))?;
     let runtime = load(RUNTIME).map_err(missing(RUNTIME))?;
     // SAFETY: the documented signature of this function.
     let of_runtime =
@@ -202,12 +207,28 @@ pub fn open(wanted: u32) -> Result<Device, GpuError> {
             return Err(GpuError::OldDriver { driver: version, wanted: Version(number) });
         }
     }
-    load(TORCH_CUDA).map_err(missing(TORCH_CUDA))?;
     let usable = tch::Cuda::device_count();
     if i64::from(wanted) >= usable {
         return Err(GpuError::Unusable { driver: version, count, usable });
     }
     Ok(Device::Cuda(wanted as usize))
+}
+
+/// The values of a dense f32 tensor in a GPU's memory, to sum where they are; none where it is in main memory.
+///
+/// # Errors
+/// A tensor of another kind, or one that is not dense.
+pub fn slice(tensor: &mut Tensor) -> Result<Option<DeviceSlice<'_>>, TorchError> {
+    if !tensor.device().is_cuda() {
+        return Ok(None);
+    }
+    let (kind, device, contiguous) = (tensor.kind(), tensor.device(), tensor.is_contiguous());
+    if kind != Kind::Float || !contiguous {
+        return Err(TorchError::NotASlice { wanted: "f32", kind, device, contiguous });
+    }
+    // SAFETY: so many f32 lie there, and the handle is borrowed exclusively while the slice lives; libtorch queues
+    // what it does with them on the default stream, as nothing here chooses another.
+    Ok(Some(unsafe { DeviceSlice::new(tensor.data_ptr() as u64, tensor.numel()) }))
 }
 
 /// Loads a library for good, its symbols visible to those that are loaded after it. An error says why in one line.

@@ -241,6 +241,15 @@ pub fn from_f32(values: &[f32], shape: &[i64]) -> Result<Tensor, TorchError> {
     from_bytes(bytes, shape, Kind::Float)
 }
 
+/// `tensor` on `device`: itself where it is there already.
+///
+/// # Errors
+/// No memory left there.
+pub fn to_device(tensor: &Tensor, device: Device) -> Result<Tensor, TorchError> {
+    let moved = tensor.f_to_device(device);
+    moved.map_err(|source| TorchError::Tch { operation: "copy a batch to the device", source })
+}
+
 /// Threads to use: those that are given, or as many as the machine has cores.
 pub fn threads(given: Option<u16>) -> usize {
     given.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)

@@ -244,16 +244,25 @@ impl Learner {
             _ => seeded(masks, || self.backward(batch, planned))?,
         };
         self.gradients.store_buffers(own as f64 / planned as f64);
-        let scalars = self.gradients.scalars_mut()?;
+        let mut scalars = [0.0; SCALARS];
         scalars[LOSS] = loss_sum as f32;
         scalars[SAMPLES] = own as f32;
         scalars[SKIPPED] = batch.skipped.len() as f32;
         scalars[LEAVING] = f32::from(u8::from(leave));
         let scale = self.loss_scale.map_or(1.0, |scale| scale.scale);
         scalars[SCALE] = scale;
+        self.gradients.set_scalars(&scalars)?;
 
         let began = Instant::now();
-        buckets::all_reduce(ring, self.gradients.as_mut_slice()?, buckets::BUCKET_BYTES)?;
+        if let Some(nccl) = ring.nccl()
+            && let Some(values) = self.gradients.on_device()?
+        {
+            nccl.all_reduce_device(&values)?;
+        } else {
+            self.gradients.in_main_memory(|values| {
+                Ok::<_, StepError>(buckets::all_reduce(ring, values, buckets::BUCKET_BYTES)?)
+            })?;
+        }
         let waited = began.elapsed();
 
         let scalars = self.gradients.scalars()?;
@@ -297,8 +306,9 @@ impl Learner {
         let mut sum = 0.0;
         for (images, targets) in batch.images.chunks(pixels).zip(batch.targets.chunks(scores)) {
             let n = targets.len() as i64 / classes;
-            let images = crate::model::image_batch(images, n, size)?;
-            let targets = torch::from_f32(targets, &[n, classes])?;
+            let device = self.model.device();
+            let images = torch::to_device(&crate::model::image_batch(images, n, size)?, device)?;
+            let targets = torch::to_device(&torch::from_f32(targets, &[n, classes])?, device)?;
             let loss = soft_cross_entropy(&self.model.forward(&images, true), &targets);
             let share = &loss / planned as f64;
             self.loss_scale.map_or(share.shallow_clone(), |by| share * f64::from(by.scale)).backward();

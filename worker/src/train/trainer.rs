@@ -2,13 +2,14 @@
 //!
 //! Between two orders the trainer holds a state and a position, perhaps a ring. Within an epoch it looks
 //! for orders at each step boundary; one that ends the generation also aborts the collective from the
-//! session's thread, so that nothing waits for a peer that is gone. What is done within an epoch stands
-//! in `trainer/epoch.rs`.
+//! session's thread, so that nothing waits for a peer that is gone. How the ranks of a generation find each other
+//! stands in `trainer/joining.rs`, what is done within an epoch in `trainer/epoch.rs`.
 
 mod epoch;
+mod joining;
 
 use std::collections::VecDeque;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use relabel_config::Config;
 use relabel_core::{
     DutyId, Formation, FromWorker, Generation, Outcome, Pace, Position, Rank, StepReport, ToWorker, shards,
 };
+use tch::Device;
 
 use super::inputs::{InputError, Inputs};
 use super::learner::{Learner, StepError};
@@ -24,17 +26,13 @@ use super::samples::SampleLog;
 use super::saver::{self, Save, Saver};
 use super::transfer::{self, Tally, TransferError};
 use crate::checkpoint::{self, CheckpointError, Progress};
-use crate::collective::tcp::{Membership, Ring, Timeouts};
-use crate::collective::{AbortHandle, Collective, Solo};
+use crate::collective::{AbortHandle, Collective};
 use crate::data::DataError;
 use crate::model::ModelError;
 use crate::optim::schedule;
 use crate::session::{Place, Session, SessionError};
 use crate::torch::TorchError;
 use crate::weights::{self, Head, SgdNotes, WeightsError};
-
-/// So many times `cluster.ring_timeout` may the ranks look for each other: one of them may be late.
-const LATE: f64 = 2.5;
 
 /// How long a worker that cannot go on waits for the run to end, so that the coordinator can have saved
 /// what it holds.
@@ -75,6 +73,8 @@ pub enum TrainError {
 pub struct Setup {
     pub config: Config,
     pub rank: Rank,
+    /// What is trained on.
+    pub device: Device,
     /// Folder for the index of the data set, if there is one.
     pub cache_dir: Option<PathBuf>,
     /// This rank's end of the ring, whose address the coordinator has been told.
@@ -163,7 +163,7 @@ impl<'a> Trainer<'a> {
             began.elapsed()
         );
         let steps = shards::steps_per_epoch(dataset.train_samples, config.optim.batch_size);
-        let learner = Learner::new(config, inputs.classes, steps, tch::Device::Cpu)?;
+        let learner = Learner::new(config, inputs.classes, steps, setup.device)?;
         let checkpoints = setup.run_dir.join("checkpoints");
         saver::remove_leftovers(&checkpoints);
         let like = learner.state(Progress { epoch: 0, step: 0, seed: 0 }, Default::default());
@@ -254,6 +254,8 @@ impl<'a> Trainer<'a> {
                 self.duties.push_back(Duty { id: duty, at, best, top1 });
                 self.do_duties()?;
             }
+            // The session keeps it for the forming that waits for it.
+            ToWorker::NcclId { .. } => {}
             ToWorker::Remove { files } => self.saver.remove(files),
             ToWorker::Dissolve { generation, reason } | ToWorker::Drain { generation, reason }
                 if generation >= self.generation =>
@@ -339,34 +341,6 @@ impl<'a> Trainer<'a> {
     fn stand(&mut self, place: Place) {
         self.place = place;
         self.session.shared().set_place(place);
-    }
-
-    /// Takes this rank's place in the ring, or says why it cannot, and which rank is to blame.
-    fn join(
-        &self,
-        formation: &Formation,
-        abort: AbortHandle,
-    ) -> Result<Box<dyn Collective>, (String, Option<Rank>)> {
-        let Formation { generation, rank, world, previous, next, token, .. } = formation;
-        if *world == 1 {
-            return Ok(Box::new(Solo::new(abort)));
-        }
-        let resolved = |peer| resolved(peer).map_err(|reason| (reason, None));
-        let membership = Membership {
-            rank: rank.0,
-            world: *world,
-            previous: resolved(previous)?,
-            next: resolved(next)?,
-            generation: generation.0,
-            token: token.0,
-        };
-        let peer = self.setup.config.cluster.ring_timeout;
-        let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX);
-        let timeouts = Timeouts { form: seconds(LATE * peer), peer: seconds(peer), ..Timeouts::default() };
-        match Ring::connect(&self.setup.listener, &membership, timeouts, abort) {
-            Ok(ring) => Ok(Box::new(ring)),
-            Err(error) => Err((error.to_string(), error.blamed().map(Rank))),
-        }
     }
 
     fn restore(
@@ -467,11 +441,4 @@ impl<'a> Trainer<'a> {
     fn steps_per_epoch(&self) -> u64 {
         shards::steps_per_epoch(self.inputs.train.len() as u64, self.setup.config.optim.batch_size)
     }
-}
-
-/// The address behind a peer's `host:port`.
-fn resolved(peer: &str) -> Result<SocketAddr, String> {
-    let mut addresses =
-        peer.to_socket_addrs().map_err(|error| format!("cannot resolve peer {peer}: {error}"))?;
-    addresses.next().ok_or_else(|| format!("peer {peer} has no address"))
 }

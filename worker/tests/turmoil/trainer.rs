@@ -138,6 +138,8 @@ impl Trainer {
                 self.duties.push_back(Duty { id: duty, at });
                 self.do_duties();
             }
+            // No worker here says that it has NCCL.
+            ToWorker::NcclId { .. } => {}
             ToWorker::Remove { files } => {
                 for file in files {
                     // Gone is gone.

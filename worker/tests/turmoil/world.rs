@@ -225,6 +225,7 @@ async fn process(shared: &Shared, name: &str) -> Result<(), SessionError> {
         host: name.to_owned(),
         pid: instance as u32,
         device: "cpu".into(),
+        nccl: None,
         ring_address: format!("{name}:1"),
         instance,
         standing: None,

@@ -176,7 +176,9 @@ impl Run {
             !ring.contains_key(&writer) && members.get(writer).is_none_or(|m| m.held < Some(at))
         });
         let token = Token::of(&self.settings.secret, generation);
-        self.decide(format!("generation {generation}: {}, {origin}", counted(world)));
+        let nccl = self.common_nccl(&chosen);
+        let by = nccl.map_or_else(String::new, |version| format!(" by NCCL {}", nccl_version(version)));
+        self.decide(format!("generation {generation}: {}{by}, {origin}", counted(world)));
         for (rank, worker) in (0..world).zip(&chosen) {
             let shard = shards::deal(u64::from(self.settings.global_batch), world, rank);
             let neighbour = |rank: u32| addresses[(rank % world) as usize].clone();
@@ -187,6 +189,7 @@ impl Run {
                 previous: neighbour(rank + world - 1),
                 next: neighbour(rank + 1),
                 token,
+                nccl: nccl.is_some(),
                 shard: shard.start as u32..shard.end as u32,
                 source,
                 transfer: !all_hold_it,
@@ -196,6 +199,26 @@ impl Run {
             self.send(*worker, ToWorker::Form(formation));
         }
         self.phase = Phase::Forming { position, waiting: chosen.into_iter().collect() };
+    }
+
+    /// The version of NCCL that several workers have in common: versions do not talk to each other. Where one has
+    /// another or none, the ring is there for all.
+    fn common_nccl(&self, chosen: &[WorkerId]) -> Option<u32> {
+        let mut versions = chosen.iter().map(|id| self.members.get(*id).and_then(|m| m.hello.nccl));
+        let first = versions.next()??;
+        (chosen.len() > 1 && versions.all(|version| version == Some(first))).then_some(first)
+    }
+
+    /// Passes the id on that rank 0 of the generation that forms has made for its peers.
+    pub(super) fn nccl_id(&mut self, worker: WorkerId, generation: Generation, id: Vec<u8>) {
+        let forms = matches!(self.phase, Phase::Forming { .. }) && generation == self.generation;
+        if !forms || self.ring.get(&worker) != Some(&Rank(0)) {
+            return;
+        }
+        let peers: Vec<WorkerId> = self.ring.keys().copied().filter(|peer| *peer != worker).collect();
+        for peer in peers {
+            self.send(peer, ToWorker::NcclId { generation, id: id.clone() });
+        }
     }
 
     /// Words about a worker that only its own host could reach although there are others.
@@ -409,6 +432,11 @@ impl Run {
             self.lost(worker, &reason);
         }
     }
+}
+
+/// As NCCL counts since 2.9: 23003 is 2.30.3.
+fn nccl_version(version: u32) -> String {
+    format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
 }
 
 fn counted(workers: u32) -> String {

@@ -116,6 +116,8 @@ fn message() -> impl Strategy<Value = FromWorker> {
         1 => (generation(), part).prop_map(|(generation, part)| FromWorker::Validated { generation, part }),
         1 => (duty(), written()).prop_map(|(duty, written)| FromWorker::CheckpointWritten { duty, written }),
         1 => (duty(), words()).prop_map(|(duty, reason)| FromWorker::CheckpointFailed { duty, reason }),
+        1 => (generation(), proptest::collection::vec(any::<u8>(), 128))
+            .prop_map(|(generation, id)| FromWorker::NcclId { generation, id }),
         1 => words().prop_map(|reason| FromWorker::Leaving { reason }),
         1 => words().prop_map(|reason| FromWorker::Fault { reason }),
     ]
@@ -232,7 +234,10 @@ fn answer(order: ToWorker) -> Option<FromWorker> {
         ToWorker::Dissolve { generation, reason } | ToWorker::Drain { generation, reason } => {
             held(generation, reason)
         }
-        ToWorker::Remove { .. } | ToWorker::Release { .. } | ToWorker::Finish { .. } => None,
+        ToWorker::NcclId { .. }
+        | ToWorker::Remove { .. }
+        | ToWorker::Release { .. }
+        | ToWorker::Finish { .. } => None,
     }
 }
 

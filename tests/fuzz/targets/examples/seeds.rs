@@ -247,6 +247,7 @@ fn first() -> core::Hello {
         host: "h".into(),
         pid: 7,
         device: "cpu".into(),
+        nccl: None,
         ring_address: "h:1".into(),
         instance: 9,
         standing: Some(core::Standing {
@@ -297,6 +298,7 @@ fn messages() {
         previous: "a:1".into(),
         next: "a:1".into(),
         transfer: true,
+        nccl: true,
         token: Token([7; 32]),
         shard: 32..64,
         source: Rank(0),

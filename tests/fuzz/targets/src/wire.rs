@@ -127,8 +127,16 @@ fn whole_run(mut bytes: &[u8]) {
             JOINED => {
                 let host = format!("host{}", worker.0);
                 let (device, ring_address, instance) = ("cpu".into(), "h:1".into(), worker.0);
-                let hello =
-                    Hello { rank: None, host, pid: 1, device, ring_address, instance, standing: None };
+                let hello = Hello {
+                    rank: None,
+                    host,
+                    pid: 1,
+                    device,
+                    ring_address,
+                    instance,
+                    standing: None,
+                    nccl: None,
+                };
                 Event::Joined { worker, hello }
             }
             BACK => {

@@ -150,6 +150,8 @@ impl World {
                 worker.duties.push(Duty { id: duty, at });
                 self.do_duties(id);
             }
+            // No worker here says that it has NCCL.
+            ToWorker::NcclId { generation, .. } => panic!("an id of NCCL for generation {generation}"),
             ToWorker::Remove { files } => self.disk.retain(|name, _| !files.contains(name)),
             ToWorker::Dissolve { generation, .. } | ToWorker::Drain { generation, .. }
                 if generation >= worker.generation =>
