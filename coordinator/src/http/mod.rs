@@ -74,7 +74,7 @@ impl std::str::FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "none" => Ok(Self::Off),
+            "none" | "off" => Ok(Self::Off),
             _ => match text.parse() {
                 Ok(address) => Ok(Self::At(address)),
                 Err(_) => Err("it takes an address and port, such as 127.0.0.1:4748, or none".to_owned()),
