@@ -15,13 +15,16 @@ export class Log {
     this.warnings = document.getElementById("log-warnings");
     this.source.addEventListener("change", () => this.turn());
     this.warnings.addEventListener("change", () => this.draw());
-    // Scrolled up, it stays there; at the end again, it follows.
+    // Scrolled up, it stays there; at the end again, it follows. What is only not the end any more was not scrolled: its
+    // lines have become longer, as when a phone is turned.
+    this.top = 0;
     this.pane.addEventListener("scroll", () => {
       const { scrollTop, clientHeight, scrollHeight } = this.pane;
-      this.follow.checked = scrollTop + clientHeight > scrollHeight - 30;
+      if (scrollTop + clientHeight > scrollHeight - 30) this.follow.checked = true;
+      else if (scrollTop < this.top) this.follow.checked = false;
+      this.top = scrollTop;
     });
     this.follow.addEventListener("change", () => this.toEnd());
-    // Of another width its lines are of another height, as when a phone is turned: nobody has scrolled.
     new ResizeObserver(() => this.toEnd()).observe(this.pane);
     setInterval(() => this.poll(), EVERY);
   }
