@@ -14,7 +14,7 @@ from steps import Step, write_json
 
 
 class Study(Experiment):
-    STUDENTS = (2 + len(altered.STUDIES) + LONGER * len(METHODS)) * len(WHY_SEEDS)
+    STUDENTS = (4 + len(altered.STUDIES) + LONGER * len(METHODS)) * len(WHY_SEEDS)
 
     def run(self):
         data, _, made = self.prepare()
@@ -39,6 +39,8 @@ class Study(Experiment):
             self.clock.say(cached, f"label maps {name}: {right:.1f}% of the cells on an object name it")
             label_maps[name] = step
         options = {name: options for name, _, options in METHODS}
+        mixed = options["localized-cutmix"]
+        cutmix = {option: value for option, value in mixed.items() if option.startswith("data.cutmix.")}
         titles = {name: title for name, title, _ in METHODS}
         runs, longer = [], []
         for seed in WHY_SEEDS:
@@ -47,7 +49,9 @@ class Study(Experiment):
                 # That of the comparison itself, done there or here.
                 student = "localized" if change is altered.made else name
                 runs.append((student, title, options["localized"], seed, label_maps[name]))
-            runs.append(("true-global", "… taught globally", options["global"], seed, label_maps["true"]))
+            runs.append(("true-global", "the generator's, taught globally", options["global"], seed, label_maps["true"]))
+            runs.append(("true-cutmix", "the generator's, with CutMix", mixed, seed, label_maps["true"]))
+            runs.append(("baseline-cutmix", "Baseline, with CutMix", cutmix, seed, None))
             for name, title, method in METHODS:
                 of_it = made if method.get("data.relabel.use") else None
                 longer.append((f"{name}-longer", title, method, seed, of_it))
