@@ -66,7 +66,7 @@ def steps_of(run, folder, log, wanted):
 
 
 def workers_of(log):
-    return [int(pid) for pid in re.findall(r"joined as rank \d+ \(process (\d+)", log.read_text())]
+    return [int(pid) for pid in re.findall(r"\(process (\d+) on [^)]*\) joined as rank", log.read_text())]
 
 
 def peak_memory(pid):
