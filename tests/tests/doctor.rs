@@ -111,7 +111,7 @@ fn what_any_machine_has_is_told() {
     ] {
         assert!(!line(what).is_empty() && line(what).contains(words), "{what}: {words}\n{text}");
     }
-    assert!(text.ends_with("GPUs are found and not trained on yet.\n"), "{text}");
+    assert!(text.contains("\nA worker trains on the processor"), "{text}");
 
     // Its numbers are those of the kernel.
     let report = Libraries::new().report();
@@ -141,6 +141,8 @@ fn gpus_and_libraries_are_told_with_their_versions() {
     assert_eq!(machine["cudnn"], library("9.19.0", "libcudnn.so.9"));
     assert_eq!(machine["nccl"], library("2.28.9", "libnccl.so.2"));
     assert_eq!(found(&report, "GPU").len(), 2);
+    let text = String::from_utf8(libraries.doctor(&[]).stdout).unwrap();
+    assert!(text.ends_with("with --gpu and its number on a GPU.\n"), "{text}");
     // This libtorch was built for a newer CUDA than that driver has.
     let built_for = machine["libtorch"]["found"]["built_for_cuda"].as_str();
     let odd = built_for.is_some_and(|version| version.starts_with("13."));

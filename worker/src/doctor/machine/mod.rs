@@ -205,9 +205,11 @@ impl Machine {
 
 /// What follows from it, in a sentence.
 pub(super) fn conclusion(findings: &Findings) -> &'static str {
-    match findings.worst() {
-        Verdict::Bad => "Mend what is BAD: nothing can be trained here.\n",
-        _ => "A worker trains on this machine's processor; GPUs are found and not trained on yet.\n",
+    let gpu = findings.0.iter().any(|finding| finding.what == "GPU" && finding.verdict == Verdict::Good);
+    match (findings.worst(), gpu) {
+        (Verdict::Bad, _) => "Mend what is BAD: nothing can be trained here.\n",
+        (_, true) => "A worker trains on the processor, and with --gpu and its number on a GPU.\n",
+        (_, false) => "A worker trains on the processor here.\n",
     }
 }
 
