@@ -13,7 +13,7 @@ FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build test lint parity bench bench-quick speed gpu-check recovery fuzz watch-test slurm-test k8s-test \
-	image-test man demo experiment clean
+	image-test store-test man demo experiment clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ k8s-test: build ## Hold the Kubernetes objects to their schemas and run their po
 
 image-test: build ## Build the images and train in containers, as root; installs Debian's packages of podman
 	tests/containers/run.sh
+
+store-test: build ## Train onto a real object store of its own, which is built into .store/ once
+	tests/store/run.sh
 
 demo: build ## Make a small data set and train on it with two local workers
 	target/release/worker synth demo/data

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::inbox::{Inbox, Next};
 use crate::journal::Journal;
+use crate::mirror::Mirror;
 use crate::report::Report;
 use crate::view::{Board, View};
 
@@ -104,6 +105,8 @@ pub struct Driver {
     terms: Terms,
     journal: Journal<Fact>,
     report: Report,
+    /// None where the run goes to no object store.
+    mirror: Option<Mirror>,
     workers: BTreeMap<WorkerId, Outbox>,
     /// Newcomers that the core has not answered yet.
     joining: BTreeMap<WorkerId, (Outbox, oneshot::Sender<Result<(), Rejection>>)>,
@@ -121,14 +124,21 @@ impl Driver {
             terms,
             journal,
             report,
+            mirror: None,
             workers: BTreeMap::new(),
             joining: BTreeMap::new(),
         };
         (driver, Queue { inputs: sender, board })
     }
 
-    /// Runs until the core ends the run. The workers' streams end when the driver is dropped.
-    pub async fn drive(mut self) -> Outcome {
+    /// Has each fact go to an object store too.
+    pub fn mirrored(self, mirror: Option<Mirror>) -> Self {
+        Self { mirror, ..self }
+    }
+
+    /// Runs until the core ends the run. The workers' streams end with it. What still has to go to an object store is
+    /// returned with the outcome.
+    pub async fn drive(mut self) -> (Outcome, Option<Mirror>) {
         loop {
             let event = match self.inbox.next().await {
                 Next::Tick => Event::Tick,
@@ -143,7 +153,8 @@ impl Driver {
                     continue;
                 }
                 Next::Input(None) => {
-                    return Outcome::Failed { reason: "nothing is left that could send events".into() };
+                    let reason = "nothing is left that could send events".into();
+                    return (Outcome::Failed { reason }, self.mirror);
                 }
             };
             if let Event::Left { worker, .. } = &event {
@@ -151,7 +162,7 @@ impl Driver {
             }
             if let Some(outcome) = self.carry_out(event) {
                 self.report.end(&outcome);
-                return outcome;
+                return (outcome, self.mirror);
             }
         }
     }
@@ -186,6 +197,9 @@ impl Driver {
                             // What follows from this fact must not happen; the rest is dropped with it.
                             pending = vec![Event::Broken { reason: error.to_string() }];
                             break;
+                        }
+                        if let Some(mirror) = &self.mirror {
+                            mirror.noted(&fact);
                         }
                     }
                     Command::Observe(observation) => self.report.observe(&observation),

@@ -24,6 +24,7 @@ pub mod journal;
 mod launch;
 mod leases;
 pub mod metrics;
+mod mirror;
 mod pages;
 pub mod progress;
 pub mod report;
@@ -86,6 +87,7 @@ pub fn main() -> ExitCode {
         let usage = error.is::<run_dir::RunDirError>()
             || error.is::<config::ConfigError>()
             || error.is::<relabel_proto::security::SecurityError>()
+            || error.downcast_ref::<mirror::MirrorError>().is_some_and(mirror::MirrorError::is_usage)
             || error.downcast_ref::<submit::SubmitError>().is_some_and(submit::SubmitError::is_usage);
         fail(if usage { USAGE } else { 1 }, &error)
     })

@@ -6,12 +6,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use relabel_config::{Config, Stragglers};
 use relabel_core::{Event, Fact, Outcome, Run, Settings, StragglerAction, StragglerPolicy};
+use relabel_store::{Store, StoreError};
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::service::Routes;
 
 use crate::cli::RunArgs;
+use crate::config::Resolved;
 use crate::driver::{Driver, Input, Queue, Terms};
 use crate::launch::{self, Local, Task};
+use crate::mirror::{self, Mirror};
 use crate::progress::Screen;
 use crate::report::Report;
 use crate::run_dir::{RunDir, Start};
@@ -38,6 +41,9 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
     entrance.expect(args.workers);
     let http = http::bind(args.http()).await?;
     let start = fresh.as_ref().map_or(Start::Resumed, |fresh| Start::New { arch: &fresh.config.model.arch });
+    if let Some(url) = upload(fresh.as_ref(), overrides) {
+        mirror::catch_up(&Store::open(&url)?, args.run_dir.as_deref()).await?;
+    }
     let mut folder = RunDir::open(args.run_dir.as_deref(), start)?;
     let mut resolved = match (fresh, &folder.began) {
         (Some(fresh), _) => fresh,
@@ -68,6 +74,10 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
             config.optim.epochs,
             folder.path.display()
         ));
+        if let Some(store) = store(config)? {
+            // Its end may have come while the store was away.
+            Mirror::start(store, folder.path.clone()).finish().await;
+        }
         return Ok(ExitCode::SUCCESS);
     }
 
@@ -87,8 +97,10 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
     };
     let dead_after = settings.dead_after;
     let core = Run::new(settings, folder.history);
+    let store = store(&config)?;
     let report = Report::new(folder.path.clone(), config, screen.clone());
     let (driver, queue) = Driver::new(core, terms, folder.journal, report);
+    let driver = driver.mirrored(store.map(|store| Mirror::start(store, run_dir.clone())));
     let (session, admin) = service::services(&queue, &run_id, &run_dir.display().to_string());
     let (over, until_over) = tokio::sync::oneshot::channel::<()>();
     let routes = Routes::new(entrance.only_for(Role::Worker, session));
@@ -116,7 +128,7 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
             None
         }
     };
-    let (outcome, signal) = drive(driver, &queue, local.as_mut()).await?;
+    let (outcome, mirror, signal) = drive(driver, &queue, local.as_mut()).await?;
     if let Some(http) = http {
         http.stop().await;
     }
@@ -129,6 +141,9 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
         local.farewell(FAREWELL).await;
     }
     drop(over);
+    if let Some(mirror) = mirror {
+        mirror.finish().await;
+    }
     if tokio::time::timeout(FAREWELL, server).await.is_err() {
         tracing::warn!("some workers have not left; they will find that the run is over");
     }
@@ -140,12 +155,25 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
     })
 }
 
+/// The object store that the run goes to, as far as it is said outside of the run's own folder.
+fn upload(fresh: Option<&Resolved>, overrides: &[(String, String)]) -> Option<String> {
+    const KEY: &str = "checkpoint.upload";
+    let given = || overrides.iter().rev().find(|(key, _)| key == KEY).map(|(_, value)| value.clone());
+    fresh.map(|fresh| fresh.config.checkpoint.upload.clone()).or_else(given).filter(|url| !url.is_empty())
+}
+
+/// The object store that the run goes to.
+fn store(config: &Config) -> Result<Option<Store>, StoreError> {
+    let url = Some(&config.checkpoint.upload).filter(|url| !url.is_empty());
+    url.map(|url| Store::open(url)).transpose()
+}
+
 /// Drives the run, turning signals and dead local workers into events. Returns the last signal's number too.
 async fn drive(
     driver: Driver,
     queue: &Queue,
     mut local: Option<&mut Local>,
-) -> Result<(Outcome, Option<u8>)> {
+) -> Result<(Outcome, Option<Mirror>, Option<u8>)> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut save = signal(SignalKind::user_defined1()).context("cannot listen for SIGUSR1")?;
@@ -154,7 +182,7 @@ async fn drive(
     tokio::pin!(driving);
     loop {
         let event = tokio::select! {
-            outcome = &mut driving => return Ok((outcome, signalled)),
+            (outcome, mirror) = &mut driving => return Ok((outcome, mirror, signalled)),
             _ = interrupt.recv() => {
                 signalled = Some(2);
                 tracing::info!("interrupted: saving a checkpoint first; once more ends the run without waiting");

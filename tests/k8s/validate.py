@@ -24,7 +24,7 @@ TYPES = {
     "TrainingRuntime": models.TrainerV1alpha1TrainingRuntime,
 }
 # The user's own, and where the words of a field are few, which the schemas do not say.
-GIVEN = {"relabel-tokens", "relabel-data", "relabel-tls"}
+GIVEN = {"relabel-tokens", "relabel-data", "relabel-tls", "relabel-store"}
 WORDS = {
     "restartPolicy": {"Never", "OnFailure", "Always"},
     "completionMode": {"Indexed", "NonIndexed"},
@@ -137,6 +137,8 @@ def references(spec):
             yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
         if "secret" in volume:
             yield "Secret", volume["secret"]["secretName"]
+    for source in spec["containers"][0].get("envFrom", []):
+        yield "Secret", source["secretRef"]["name"]
     for variable in spec["containers"][0]["env"]:
         if "secretKeyRef" in variable.get("valueFrom", {}):
             yield "Secret", variable["valueFrom"]["secretKeyRef"]["name"]
@@ -195,10 +197,15 @@ def whole(things, config):
     check(not selects(budget["selector"]["matchLabels"], by["coordinator"]), "the budget holds the coordinator")
     check(budget["minAvailable"] == int(flag(coordinator, "--min-workers")) <= count, "the budget is another")
     policies = {thing["metadata"]["name"]: thing["spec"] for thing in things if thing["kind"] == "NetworkPolicy"}
-    check(len(policies) == 3, "network policies")
+    to_a_store = ["envFrom" in container for container in [coordinator, workers]]
+    check(to_a_store in ([True, True], [False, False]), "one part alone is told how to reach the object store")
+    check(len(policies) == 3 + to_a_store[0], "network policies")
     for job in jobs:
         reached = [name for name, spec in policies.items() if selects(spec["podSelector"]["matchLabels"], job)]
-        check(len(reached) == 2, component(job), "is under", reached)
+        check(len(reached) == 2 + to_a_store[0], component(job), "is under", reached)
+    if to_a_store[0]:
+        (leave,) = [spec["egress"] for name, spec in policies.items() if name.endswith("-store")]
+        check(leave == [{"ports": [{"port": 443}]}], f"leave to go to the object store is {leave}")
     let_in = [rule for spec in policies.values() if selects(spec["podSelector"]["matchLabels"], by["coordinator"])
               for rule in spec.get("ingress", [])]
     ports(coordinator, by["coordinator"]["template"]["metadata"], services, let_in)
@@ -292,6 +299,7 @@ def main():
         "jobs on CPUs": ["--device=cpu", "--min-workers=2", "--namespace=vision", "--runs-claim=shared"],
         "jobset": ["--as=jobset"],
         "jobset with TLS": ["--as=jobset", "--tls-secret=relabel-tls"],
+        "jobs with an object store": ["--store-secret=relabel-store", "--checkpoint.upload=s3://runs/a"],
         "jobs with TLS": ["--tls-secret=relabel-tls"],
         "trainjob": ["--as=trainjob", "--registry=registry.example.com/vision"],
     }.items():

@@ -24,7 +24,7 @@ pub use picture::{PICTURES, Picture};
 pub use precision::{Precision, PrecisionChoice};
 pub use processor::unfit_processor;
 pub use schema::{IGNORED, Kind, Setting, Value, nearest, schema};
-pub use validate::{Invalid, validate};
+pub use validate::{Invalid, s3_folder, validate};
 
 use serde::{Deserialize, Serialize};
 
@@ -256,6 +256,9 @@ pub struct Checkpoint {
     pub every_epochs: u32,
     /// Newest checkpoints that are kept, beside the best.
     pub keep: u32,
+    /// Folder `s3://bucket/prefix` of an object store that journal, metrics and checkpoints go to as well; empty for
+    /// none.
+    pub upload: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -419,7 +422,7 @@ impl Default for Compute {
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self { every_steps: 0, every_minutes: 0.0, every_epochs: 1, keep: 3 }
+        Self { every_steps: 0, every_minutes: 0.0, every_epochs: 1, keep: 3, upload: String::new() }
     }
 }
 

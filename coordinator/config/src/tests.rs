@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_yaml_ng::Value as Yaml;
 
-use crate::{Config, Kind, Mode, OptimizerKind, Value, nearest, schema, validate};
+use crate::{Config, Kind, Mode, OptimizerKind, Value, nearest, s3_folder, schema, validate};
 
 /// A configuration that has nothing wrong with it.
 fn good() -> Config {
@@ -166,5 +166,25 @@ fn contradictions_name_both_keys() {
         assert_eq!(error.keys, keys);
         assert!(keys.iter().all(|key| error.message.contains(key)), "{error}");
         assert!(!error.message.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn a_folder_is_a_bucket_and_a_prefix() {
+    assert_eq!(s3_folder("s3://runs"), Some(("runs", "")));
+    assert_eq!(s3_folder("s3://runs/"), Some(("runs", "")));
+    assert_eq!(s3_folder("s3://my.runs/team_a/resnet50/"), Some(("my.runs", "team_a/resnet50")));
+    for wrong in [
+        "",
+        "runs/a",
+        "s3://",
+        "s3:///a",
+        "s3://a//b",
+        "s3://user:secret@host/a",
+        "s3://a/../b",
+        "S3://a",
+        "s3://a/b c",
+    ] {
+        assert_eq!(s3_folder(wrong), None, "{wrong}");
     }
 }

@@ -47,6 +47,14 @@ fn contradiction(c: &Config) -> Option<Invalid> {
              as in --data.relabel.path FOLDER, or train on class labels with --data.relabel.use False",
         ));
     }
+    if !c.checkpoint.upload.is_empty() && s3_folder(&c.checkpoint.upload).is_none() {
+        let message = format!(
+            "checkpoint.upload is {}, but it takes a folder of an object store, as s3://bucket/prefix, and no password: \
+             that is taken from the environment",
+            c.checkpoint.upload
+        );
+        return Some(Invalid::new(&["checkpoint.upload"], message));
+    }
     if c.optim.start_epoch >= c.optim.epochs {
         let message = format!(
             "optim.start_epoch {} leaves nothing to train: it has to be below optim.epochs {}",
@@ -129,4 +137,16 @@ fn waiting(cluster: &Cluster) -> Option<Invalid> {
             Invalid::new(&[longer_key, shorter_key], message)
         },
     )
+}
+
+/// The bucket and the prefix of `s3://bucket/prefix`; the prefix may be empty. None for anything else: a user and
+/// password in it too would end up in logs.
+pub fn s3_folder(url: &str) -> Option<(&str, &str)> {
+    let rest = url.strip_prefix("s3://")?;
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    let prefix = prefix.trim_end_matches('/');
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    let whole = |part: &str| !part.is_empty() && part != "." && part != ".." && part.chars().all(fits);
+    let named = whole(bucket) && (prefix.is_empty() || prefix.split('/').all(whole));
+    named.then_some((bucket, prefix))
 }

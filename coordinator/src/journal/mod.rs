@@ -17,7 +17,8 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-const JOURNAL: &str = "journal.jsonl";
+/// The journal's name in the run directory.
+pub const JOURNAL: &str = "journal.jsonl";
 const LOCK: &str = "lock";
 
 /// Why the journal cannot be read or written. Each message is one line and says what to do.
@@ -136,6 +137,22 @@ pub fn peek<F: DeserializeOwned>(dir: &Path) -> Result<Vec<F>, JournalError> {
     let path = dir.join(JOURNAL);
     let bytes = std::fs::read(&path).map_err(failed("read", &path))?;
     read(&path, &bytes).map(|(facts, _)| facts)
+}
+
+/// The journal of `dir` as it is on the disk, whoever holds it, up to the end of its last whole line; nothing where there
+/// is none.
+///
+/// # Errors
+/// The disk refuses.
+pub fn whole_lines(dir: &Path) -> Result<Vec<u8>, JournalError> {
+    let path = dir.join(JOURNAL);
+    let mut bytes = match std::fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        read => read.map_err(failed("read", &path))?,
+    };
+    let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    bytes.truncate(end);
+    Ok(bytes)
 }
 
 /// Whether a coordinator on this host holds `dir`, as the kernel lists its locks. On another host it cannot be told.

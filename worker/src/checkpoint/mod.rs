@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use relabel_store::StoreError;
 use tch::{Device, Tensor};
 
 use crate::model::{Model, ModelError, StateDict};
@@ -24,10 +25,12 @@ pub mod safetensors_file;
 pub(crate) mod temporary;
 #[cfg(test)]
 mod tests;
+mod upload;
 mod write;
 
 pub(crate) use read::{is_ours, parse};
 pub use read::{load, load_verified, verify};
+pub use upload::Remote;
 pub use write::{Written, keep_as, write};
 
 /// Where a run stood.
@@ -93,16 +96,29 @@ pub enum CheckpointError {
     OtherOptimizer { found: String, wanted: &'static str },
     #[error("cannot copy the state aside: {0}")]
     Snapshot(#[source] TorchError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot prepare for the object store: {0}")]
+    Runtime(#[source] std::io::Error),
     #[error("cannot restore the checkpoint: {0}")]
     Restore(#[source] ModelError),
 }
 
 impl CheckpointError {
+    /// Whether another copy of the file would do: this one is damaged, or not there.
+    pub fn may_be_elsewhere(&self) -> bool {
+        match self {
+            Self::Read { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            error => error.is_of_the_file(),
+        }
+    }
+
     /// Whether this one file is at fault, so that another checkpoint of the run may do: it is damaged, or
     /// gone from a folder that is there.
     pub fn is_of_the_file(&self) -> bool {
         match self {
             Self::Damaged { .. } => true,
+            Self::Store(error) => error.is_of_the_object(),
             Self::Read { path, source } => {
                 source.kind() == std::io::ErrorKind::NotFound && path.parent().is_some_and(Path::is_dir)
             }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use relabel_core::{DutyId, FromWorker, Position, Written};
 
-use crate::checkpoint::{self, State};
+use crate::checkpoint::{self, CheckpointError, Remote, State};
 use crate::session::Reports;
 
 /// A copied state and what is to become of it.
@@ -33,10 +33,17 @@ pub(super) struct Saver {
 }
 
 impl Saver {
-    /// Starts the thread that writes into `folder`; first it makes room for the copy of a state `like` those to come.
-    pub(super) fn start(folder: PathBuf, reports: Reports, like: State) -> std::io::Result<Self> {
+    /// Starts the thread that writes into `folder`, and to an object store where the run goes to one; first it makes room
+    /// for the copy of a state `like` those to come.
+    pub(super) fn start(
+        folder: PathBuf,
+        remote: Option<Remote>,
+        reports: Reports,
+        like: State,
+    ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
         let (spare, spares) = mpsc::channel();
+        let mut target = Target { folder, remote, rejected: None };
         let thread = std::thread::Builder::new().name("saver".into()).spawn(move || {
             // Sent in vain where training has ended. Where there is no memory, the copy itself says so.
             if let Ok(room) = like.room() {
@@ -46,10 +53,10 @@ impl Saver {
             for job in queue {
                 match job {
                     Job::Save(save) => {
-                        reports.send(write(&folder, &save));
+                        reports.send(target.write(&save));
                         let _ = spare.send(save.state);
                     }
-                    Job::Remove(files) => remove(&folder, &files),
+                    Job::Remove(files) => remove(&target.folder, &files),
                 }
             }
         })?;
@@ -88,26 +95,62 @@ impl Drop for Saver {
     }
 }
 
-fn write(folder: &Path, save: &Save) -> FromWorker {
-    let Save { duty, state, position, best } = save;
-    let arch = relabel_config::file_stem(&state.arch);
-    let name = format!("{arch}-e{:04}-s{:06}", position.epoch, position.step);
-    let began = std::time::Instant::now();
-    let written = checkpoint::write(state, folder, &name).and_then(|written| match best {
-        true => checkpoint::keep_as(&written, folder, &format!("{arch}-best")).map(|()| written),
-        false => Ok(written),
-    });
-    match written {
-        Ok(written) => {
-            tracing::debug!("wrote {} in {:.2?}", written.file.display(), began.elapsed());
-            let file = format!("{name}.safetensors");
-            let (bytes, blake3) = (written.bytes, written.blake3);
-            FromWorker::CheckpointWritten {
-                duty: *duty,
-                written: Written { file, bytes, blake3, position: *position },
-            }
+/// Where checkpoints go.
+struct Target {
+    folder: PathBuf,
+    remote: Option<Remote>,
+    /// The last that is whole here but did not get to the object store. It does not count, but is the best that there
+    /// is until another is written.
+    rejected: Option<String>,
+}
+
+impl Target {
+    /// Writes a state and says how that went. Where the run goes to an object store, a checkpoint that is not there is
+    /// a failed one.
+    fn write(&mut self, save: &Save) -> FromWorker {
+        let Save { duty, state, position, best } = save;
+        let arch = relabel_config::file_stem(&state.arch);
+        let name = format!("{arch}-e{:04}-s{:06}", position.epoch, position.step);
+        if let Some(old) = self.rejected.take_if(|old| *old != name) {
+            remove(&self.folder, &[format!("{old}.safetensors")]);
         }
-        Err(error) => FromWorker::CheckpointFailed { duty: *duty, reason: error.to_string() },
+        let began = std::time::Instant::now();
+        match self.write_as(state, &name, best.then(|| format!("{arch}-best"))) {
+            Ok(written) => {
+                tracing::debug!("wrote {} in {:.2?}", written.file.display(), began.elapsed());
+                let file = format!("{name}.safetensors");
+                let (bytes, blake3) = (written.bytes, written.blake3);
+                FromWorker::CheckpointWritten {
+                    duty: *duty,
+                    written: Written { file, bytes, blake3, position: *position },
+                }
+            }
+            Err(error) => FromWorker::CheckpointFailed { duty: *duty, reason: error.to_string() },
+        }
+    }
+
+    fn write_as(
+        &mut self,
+        state: &State,
+        name: &str,
+        best: Option<String>,
+    ) -> Result<checkpoint::Written, CheckpointError> {
+        let written = checkpoint::write(state, &self.folder, name)?;
+        if let Some(remote) = &self.remote {
+            self.rejected = Some(name.to_owned());
+            remote.put(&written, name)?;
+            if let Some(best) = &best
+                && let Err(error) = remote.keep_as(&written, name, best)
+            {
+                remote.discard(name);
+                return Err(error);
+            }
+            self.rejected = None;
+        }
+        if let Some(best) = best {
+            checkpoint::keep_as(&written, &self.folder, &best)?;
+        }
+        Ok(written)
     }
 }
 

@@ -25,7 +25,7 @@ use super::pictures::Pictures;
 use super::samples::SampleLog;
 use super::saver::{self, Save, Saver};
 use super::transfer::{self, Tally, TransferError};
-use crate::checkpoint::{self, CheckpointError, Progress};
+use crate::checkpoint::{self, CheckpointError, Progress, Remote};
 use crate::collective::{AbortHandle, Collective};
 use crate::data::DataError;
 use crate::model::ModelError;
@@ -91,6 +91,8 @@ pub struct Trainer<'a> {
     inputs: Inputs,
     learner: Learner,
     saver: Saver,
+    /// Where checkpoints are that are not in the run's folder.
+    remote: Option<Remote>,
     sample_log: Option<SampleLog>,
     pictures: Pictures,
     generation: Generation,
@@ -167,7 +169,11 @@ impl<'a> Trainer<'a> {
         let checkpoints = setup.run_dir.join("checkpoints");
         saver::remove_leftovers(&checkpoints);
         let like = learner.state(Progress { epoch: 0, step: 0, seed: 0 }, Default::default());
-        let saver = Saver::start(checkpoints, session.reports().clone(), like).map_err(TrainError::Saver)?;
+        let upload = &config.checkpoint.upload;
+        let remote = || Some(upload).filter(|url| !url.is_empty()).map(|url| Remote::open(url)).transpose();
+        let reports = session.reports().clone();
+        let saver = Saver::start(checkpoints, remote()?, reports, like).map_err(TrainError::Saver)?;
+        let remote = remote()?;
         let samples = setup.run_dir.join("samples");
         let sample_log = match config.util.record_samples {
             true => Some(SampleLog::create(&samples, setup.rank.0))
@@ -181,6 +187,7 @@ impl<'a> Trainer<'a> {
             session,
             learner,
             saver,
+            remote,
             sample_log,
             pictures,
             inputs,
@@ -350,7 +357,15 @@ impl<'a> Trainer<'a> {
         blake3: &str,
         position: Position,
     ) -> Result<(), CheckpointError> {
-        let state = checkpoint::load_verified(&folder.join(file), blake3)?;
+        let path = folder.join(file);
+        let state = match (checkpoint::load_verified(&path, blake3), &self.remote) {
+            (Err(here), Some(remote)) if here.may_be_elsewhere() => {
+                tracing::info!("{here}; fetching {file} from the object store");
+                remote.fetch(folder, file, blake3)?;
+                checkpoint::load_verified(&path, blake3)?
+            }
+            (loaded, _) => loaded?,
+        };
         self.learner.restore(&state)?;
         self.tally = Tally::from_metadata(&state.metadata);
         tracing::info!("restored {file}, {position}");

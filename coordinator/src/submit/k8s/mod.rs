@@ -23,6 +23,9 @@ const BASE: [&str; 7] = [
     include_str!("../../../../deploy/k8s/base/workers.yaml"),
 ];
 
+/// Leave to go to an object store.
+const TO_A_STORE: &str = include_str!("../../../../deploy/k8s/components/store/network.yaml");
+
 /// A Kubernetes job: a coordinator, and an indexed pod for each worker.
 ///
 /// Every option of the run is a flag here too: `--optim.lr.init 0.1`. Paths are those inside the pods: the data is at
@@ -72,6 +75,9 @@ pub(crate) struct K8sArgs {
     /// Secret with tls.crt and tls.key for the coordinator's name, and ca.crt that signed it: they speak TLS
     #[arg(long, value_name = "NAME")]
     pub(crate) tls_secret: Option<String>,
+    /// Secret with the variables by which the store of checkpoint.upload is reached, as AWS_ACCESS_KEY_ID
+    #[arg(long, value_name = "NAME")]
+    pub(crate) store_secret: Option<String>,
     #[command(flatten)]
     pub(crate) config: ConfigFile,
     /// Print the objects and hand nothing in
@@ -136,9 +142,13 @@ impl Objects {
         let data = claim("--data-claim", &args.data_claim)?;
         let runs = args.runs_claim.as_deref().map(|runs| claim("--runs-claim", runs)).transpose()?;
         let secret = args.tls_secret.as_deref().map(|name| label("--tls-secret", name)).transpose()?;
+        let store = args.store_secret.as_deref().map(|name| label("--store-secret", name)).transpose()?;
         let namespace = args.namespace.as_deref().map(|name| label("--namespace", name)).transpose()?;
 
-        let mut documents = base();
+        let mut documents = documents(&BASE);
+        if store.is_some() {
+            documents.extend(self::documents(&[TO_A_STORE]));
+        }
         if runs.is_some() {
             documents.retain(|document| document["kind"] != "PersistentVolumeClaim");
         }
@@ -150,6 +160,7 @@ impl Objects {
             ("relabel-config", format!("{name}-config")),
             ("relabel-tokens", tokens.clone()),
             ("relabel-data", data),
+            ("relabel-store", format!("{name}-store")),
             ("relabel-runs", runs.unwrap_or_else(|| format!("{name}-runs"))),
         ];
         for document in &mut documents {
@@ -210,6 +221,13 @@ impl Objects {
             tls::workers(find(&mut documents, "Job", &format!("{name}-worker")), secret);
             tls::service(find(&mut documents, "Service", &format!("{name}-coordinator")));
         }
+        for part in ["coordinator", "worker"] {
+            let Some(secret) = &store else { break };
+            let job = find(&mut documents, "Job", &format!("{name}-{part}"));
+            let mut source = Value::Mapping(Mapping::new());
+            source["secretRef"]["name"] = secret.as_str().into();
+            push(&mut job["spec"]["template"]["spec"]["containers"][0], "envFrom", source);
+        }
         let budget = find(&mut documents, "PodDisruptionBudget", &format!("{name}-worker"));
         budget["spec"]["minAvailable"] = min_workers.into();
 
@@ -245,9 +263,9 @@ pub(crate) fn secret(name: &str) -> anyhow::Result<String> {
     Ok(format!("{head}  join: \"{join}\"\n  admin: \"{admin}\"\n"))
 }
 
-/// The documents of [`BASE`]. A test reads each of them.
-fn base() -> Vec<Value> {
-    let documents = BASE.iter().flat_map(|text| serde_yaml_ng::Deserializer::from_str(text));
+/// The documents of texts of this workspace. A test reads each of them.
+fn documents(texts: &[&str]) -> Vec<Value> {
+    let documents = texts.iter().flat_map(|text| serde_yaml_ng::Deserializer::from_str(text));
     documents.filter_map(|document| serde::Deserialize::deserialize(document).ok()).collect()
 }
 

@@ -1,0 +1,327 @@
+//! A run's folder on an object store that speaks S3, as `checkpoint.upload` names it: what the worker that saves and
+//! the coordinator do there. Nothing is decided here, and no credential is taken from anywhere but the environment (as
+//! AWS's own tools read it: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`, ...).
+//!
+//! An upload that was answered with "stored" is not yet believed: [`Store::put_verified`] reads the object back, whole,
+//! and compares its BLAKE3 hash. That costs the transfer once more, and holds for every store, whatever checksums it
+//! knows of.
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use object_store::aws::AmazonS3Builder;
+use object_store::buffered::BufWriter;
+use object_store::path::Path as Key;
+use object_store::{BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt as _, RetryConfig};
+use relabel_config::s3_folder;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+/// Where checkpoints are in the folder, as they are in a run directory.
+pub const CHECKPOINTS: &str = "checkpoints";
+
+/// Bytes of a part of a large upload: the least that S3 takes is 5 MiB, the most parts 10,000, so a checkpoint may have
+/// 160 GB.
+const PART: usize = 16 << 20;
+
+/// Parts that are under way at once.
+const CONCURRENT: usize = 4;
+
+/// A request that goes wrong is tried again so often, within so long: some ten seconds where nobody answers.
+const RETRIES: usize = 5;
+const RETRY_FOR: Duration = Duration::from_secs(60);
+
+/// How long a connection may take to come about, and a request to be answered: a part of 16 MiB at 1 Mbit/s.
+const CONNECT: Duration = Duration::from_secs(5);
+const REQUEST: Duration = Duration::from_secs(150);
+
+/// Why something on the object store did not come about. Each message is one line.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("{0} is no folder of an object store: it should look like s3://bucket/prefix")]
+    Url(String),
+    #[error("cannot use the object store at {url}: {reason}")]
+    Open { url: String, reason: String, source: object_store::Error },
+    #[error("cannot {operation} {object}: {reason}")]
+    Remote { operation: &'static str, object: String, reason: String, source: object_store::Error },
+    #[error("there is no {0}")]
+    Missing(String),
+    #[error("{object} is damaged: it has {found}, not {wanted}")]
+    Damaged { object: String, found: Content, wanted: Content },
+    #[error("cannot {operation} {}: {source}", path.display())]
+    File { operation: &'static str, path: PathBuf, source: io::Error },
+}
+
+impl StoreError {
+    /// Whether this one object is at fault, so that another may do: it is damaged or gone.
+    pub fn is_of_the_object(&self) -> bool {
+        matches!(self, Self::Missing(_) | Self::Damaged { .. })
+    }
+}
+
+/// What an object is to hold, or was found to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content {
+    /// Its length; None where it is not known.
+    pub bytes: Option<u64>,
+    /// BLAKE3 of all of it, 64 hexadecimal digits.
+    pub blake3: String,
+}
+
+impl Content {
+    /// Whether what was `found` is this.
+    fn is(&self, found: &Self) -> bool {
+        self.blake3.eq_ignore_ascii_case(&found.blake3)
+            && self.bytes.is_none_or(|bytes| found.bytes == Some(bytes))
+    }
+}
+
+impl std::fmt::Display for Content {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(bytes) = self.bytes {
+            write!(f, "{bytes} bytes and ")?;
+        }
+        write!(f, "the BLAKE3 hash {}", self.blake3)
+    }
+}
+
+/// A folder on an object store.
+#[derive(Debug, Clone)]
+pub struct Store {
+    bucket: Arc<dyn ObjectStore>,
+    prefix: Key,
+    url: String,
+}
+
+impl Store {
+    /// The folder at `s3://bucket/prefix`. Nothing is asked of the store yet.
+    ///
+    /// # Errors
+    /// Another form of `url`, or an environment that does not say how to get there.
+    pub fn open(url: &str) -> Result<Self, StoreError> {
+        let (bucket, prefix) = s3_folder(url).ok_or_else(|| StoreError::Url(url.to_owned()))?;
+        // Whichever is the process's own by now serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let retry = RetryConfig {
+            backoff: BackoffConfig {
+                init_backoff: Duration::from_millis(200),
+                max_backoff: Duration::from_secs(4),
+                base: 2.0,
+            },
+            max_retries: RETRIES,
+            retry_timeout: RETRY_FOR,
+        };
+        let options = ClientOptions::new().with_connect_timeout(CONNECT).with_timeout(REQUEST);
+        let bucket = AmazonS3Builder::from_env()
+            .with_client_options(options)
+            .with_allow_http(
+                std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value.eq_ignore_ascii_case("true")),
+            )
+            .with_retry(retry)
+            .with_bucket_name(bucket)
+            .build()
+            .map_err(|source| StoreError::Open { url: url.to_owned(), reason: line(&source), source })?;
+        Ok(Self {
+            bucket: Arc::new(bucket),
+            prefix: Key::from(prefix),
+            url: url.trim_end_matches('/').to_owned(),
+        })
+    }
+
+    /// As messages name an object of the folder.
+    pub fn name_of(&self, name: &str) -> String {
+        format!("{}/{name}", self.url)
+    }
+
+    /// Uploads `file` as the object `name` and reads it back: when this returns, the store holds `wanted`. What it
+    /// holds instead is removed.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a store that cannot be reached or refuses, an object that came out another.
+    pub async fn put_verified(&self, name: &str, file: &Path, wanted: &Content) -> Result<(), StoreError> {
+        self.upload(name, file).await?;
+        self.verify(name, wanted).await
+    }
+
+    /// Makes the object `from` available as `to` as well, without its going over the network, and reads it there.
+    ///
+    /// # Errors
+    /// As [`Self::put_verified`].
+    pub async fn copy_verified(&self, from: &str, to: &str, wanted: &Content) -> Result<(), StoreError> {
+        let copied = self.bucket.copy(&self.key(from), &self.key(to)).await;
+        copied.map_err(self.failed("copy", from))?;
+        self.verify(to, wanted).await
+    }
+
+    /// Stores a small object.
+    ///
+    /// # Errors
+    /// A store that cannot be reached or refuses. Its answer is believed: the request is signed with a hash of `bytes`.
+    pub async fn put(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
+        self.bucket.put(&self.key(name), bytes.into()).await.map_err(self.failed("store", name))?;
+        Ok(())
+    }
+
+    /// A small object, if it is there.
+    ///
+    /// # Errors
+    /// A store that cannot be reached or refuses.
+    pub async fn get(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
+        let read = async { self.bucket.get(&self.key(name)).await?.bytes().await };
+        match read.await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(self.failed("read", name)(error)),
+        }
+    }
+
+    /// Downloads the object `name` to `file`, which has its name only once it is whole and found to be `wanted`.
+    ///
+    /// # Errors
+    /// An object that is missing or damaged; a store that cannot be reached; a disk that refuses.
+    pub async fn fetch(&self, name: &str, file: &Path, wanted: &Content) -> Result<(), StoreError> {
+        let at = |operation, path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::File { operation, path, source }
+        };
+        if let Some(folder) = file.parent() {
+            tokio::fs::create_dir_all(folder).await.map_err(at("make the folder", folder))?;
+        }
+        let hidden =
+            format!(".{}.{}.tmp", file.file_name().unwrap_or_default().to_string_lossy(), std::process::id());
+        let part = file.with_file_name(hidden);
+        let fetched = async {
+            let mut out = tokio::fs::File::create(&part).await.map_err(at("write", &part))?;
+            self.read(name, Some((&mut out, &part)), wanted).await?;
+            out.sync_all().await.map_err(at("sync", &part))?;
+            tokio::fs::rename(&part, file).await.map_err(at("rename the fetched", file))
+        };
+        let fetched = fetched.await;
+        if fetched.is_err() {
+            // What went wrong is worth telling; that a part is left is not.
+            let _ = tokio::fs::remove_file(&part).await;
+        }
+        fetched
+    }
+
+    /// Removes an object; one that is not there is no error.
+    ///
+    /// # Errors
+    /// A store that cannot be reached or refuses.
+    pub async fn remove(&self, name: &str) -> Result<(), StoreError> {
+        match self.bucket.delete(&self.key(name)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(self.failed("remove", name)(error)),
+        }
+    }
+
+    async fn upload(&self, name: &str, file: &Path) -> Result<(), StoreError> {
+        let unread = |source| StoreError::File { operation: "read", path: file.to_owned(), source };
+        let mut input = tokio::fs::File::open(file).await.map_err(unread)?;
+        let mut writer = BufWriter::with_capacity(self.bucket.clone(), self.key(name), PART);
+        writer = writer.with_max_concurrency(CONCURRENT);
+        let copied = async {
+            loop {
+                let mut part = Vec::with_capacity(PART);
+                let read = (&mut input).take(PART as u64).read_to_end(&mut part).await.map_err(unread)?;
+                if read == 0 {
+                    break;
+                }
+                writer.put(part.into()).await.map_err(self.failed("upload", name))?;
+            }
+            writer.shutdown().await.map_err(|error| self.failed("upload", name)(of_the_store(error)))
+        };
+        let copied = copied.await;
+        if copied.is_err() {
+            // Parts of it would be paid for. A store that is away cannot be told.
+            let _ = writer.abort().await;
+        }
+        copied
+    }
+
+    /// Reads the whole object; one that is not `wanted` is removed.
+    async fn verify(&self, name: &str, wanted: &Content) -> Result<(), StoreError> {
+        let read = self.read(name, None, wanted).await;
+        if let Err(StoreError::Damaged { .. }) = &read {
+            // It counts for nobody, and the error says more than that it could not be removed either.
+            let _ = self.remove(name).await;
+        }
+        read
+    }
+
+    /// Reads the whole object, writing it down where somebody wants it, and compares it.
+    async fn read(
+        &self,
+        name: &str,
+        mut out: Option<(&mut tokio::fs::File, &Path)>,
+        wanted: &Content,
+    ) -> Result<(), StoreError> {
+        let got = match self.bucket.get(&self.key(name)).await {
+            Err(object_store::Error::NotFound { .. }) => return Err(StoreError::Missing(self.name_of(name))),
+            got => got.map_err(self.failed("read", name))?,
+        };
+        let mut stream = got.into_stream();
+        let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
+        while let Some(piece) = stream.next().await {
+            let piece = piece.map_err(self.failed("read", name))?;
+            hasher.update(&piece);
+            bytes += piece.len() as u64;
+            if let Some((file, path)) = &mut out {
+                let written = file.write_all(&piece).await;
+                written.map_err(|source| StoreError::File {
+                    operation: "write",
+                    path: path.to_path_buf(),
+                    source,
+                })?;
+            }
+        }
+        if let Some((file, path)) = &mut out {
+            let flushed = file.flush().await;
+            flushed.map_err(|source| StoreError::File {
+                operation: "write",
+                path: path.to_path_buf(),
+                source,
+            })?;
+        }
+        let found = Content { bytes: Some(bytes), blake3: hasher.finalize().to_hex().to_string() };
+        match wanted.is(&found) {
+            true => Ok(()),
+            false => Err(StoreError::Damaged { object: self.name_of(name), found, wanted: wanted.clone() }),
+        }
+    }
+
+    fn key(&self, name: &str) -> Key {
+        name.split('/').fold(self.prefix.clone(), |key, part| key.join(part))
+    }
+
+    fn failed(
+        &self,
+        operation: &'static str,
+        name: &str,
+    ) -> impl FnOnce(object_store::Error) -> StoreError + use<> {
+        let object = self.name_of(name);
+        move |source| StoreError::Remote { operation, object, reason: line(&source), source }
+    }
+}
+
+/// The store's own error out of what [`tokio::io`] has made of it.
+fn of_the_store(error: io::Error) -> object_store::Error {
+    error
+        .downcast()
+        .unwrap_or_else(|other| object_store::Error::Generic { store: "S3", source: other.into() })
+}
+
+/// An error of the store in one line, of a bearable length: it may bring the whole answer of a server along.
+fn line(error: &object_store::Error) -> String {
+    let words = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    match words.char_indices().nth(400) {
+        Some((at, _)) => format!("{}...", &words[..at]),
+        None => words,
+    }
+}
