@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::inbox::{Inbox, Next};
 use crate::journal::Journal;
-use crate::mirror::Mirror;
+use crate::mirror::News;
 use crate::report::Report;
 use crate::view::{Board, View};
 
@@ -106,7 +106,7 @@ pub struct Driver {
     journal: Journal<Fact>,
     report: Report,
     /// None where the run goes to no object store.
-    mirror: Option<Mirror>,
+    news: Option<News>,
     workers: BTreeMap<WorkerId, Outbox>,
     /// Newcomers that the core has not answered yet.
     joining: BTreeMap<WorkerId, (Outbox, oneshot::Sender<Result<(), Rejection>>)>,
@@ -124,21 +124,20 @@ impl Driver {
             terms,
             journal,
             report,
-            mirror: None,
+            news: None,
             workers: BTreeMap::new(),
             joining: BTreeMap::new(),
         };
         (driver, Queue { inputs: sender, board })
     }
 
-    /// Has each fact go to an object store too.
-    pub fn mirrored(self, mirror: Option<Mirror>) -> Self {
-        Self { mirror, ..self }
+    /// Has each fact told to what brings the run to an object store.
+    pub fn mirrored(self, news: Option<News>) -> Self {
+        Self { news, ..self }
     }
 
-    /// Runs until the core ends the run. The workers' streams end with it. What still has to go to an object store is
-    /// returned with the outcome.
-    pub async fn drive(mut self) -> (Outcome, Option<Mirror>) {
+    /// Runs until the core ends the run. The workers' streams end when the driver is dropped.
+    pub async fn drive(mut self) -> Outcome {
         loop {
             let event = match self.inbox.next().await {
                 Next::Tick => Event::Tick,
@@ -153,8 +152,7 @@ impl Driver {
                     continue;
                 }
                 Next::Input(None) => {
-                    let reason = "nothing is left that could send events".into();
-                    return (Outcome::Failed { reason }, self.mirror);
+                    return Outcome::Failed { reason: "nothing is left that could send events".into() };
                 }
             };
             if let Event::Left { worker, .. } = &event {
@@ -162,7 +160,7 @@ impl Driver {
             }
             if let Some(outcome) = self.carry_out(event) {
                 self.report.end(&outcome);
-                return (outcome, self.mirror);
+                return outcome;
             }
         }
     }
@@ -198,8 +196,8 @@ impl Driver {
                             pending = vec![Event::Broken { reason: error.to_string() }];
                             break;
                         }
-                        if let Some(mirror) = &self.mirror {
-                            mirror.noted(&fact);
+                        if let Some(news) = &self.news {
+                            news.noted(&fact);
                         }
                     }
                     Command::Observe(observation) => self.report.observe(&observation),

@@ -3,15 +3,15 @@
 //! worker has read them back. An old one is removed from the store only after the journal there no longer names it, so
 //! that at any moment what is on the store can be resumed from.
 //!
-//! A store that is away costs nothing but its copy: what has not gone there goes there later.
+//! A store that is away costs nothing but its copy: what has not gone there goes there later. A coordinator that finds
+//! another's journal there has been taken for dead, and its run goes on elsewhere: it ends.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bytes::Bytes;
-use relabel_core::Fact;
-use relabel_store::{Store, StoreError};
+use relabel_core::{Fact, History};
+use relabel_store::{CHECKPOINTS, Store, StoreError};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -25,7 +25,7 @@ const SHOWN: [&str; 3] = ["config.yaml", "metrics.jsonl", "curves.svg"];
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// How long the end of a run waits for what has not gone there yet.
-const FAREWELL: Duration = Duration::from_secs(45);
+const FAREWELL: Duration = Duration::from_secs(20);
 
 /// Why a folder and the store do not go together.
 #[derive(Debug, thiserror::Error)]
@@ -34,8 +34,8 @@ pub enum MirrorError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Journal(#[from] JournalError),
-    #[error("{} holds a run that goes another way than this folder's, {}: name another checkpoint.upload or --run-dir", .0, .1.display())]
-    Another(String, PathBuf),
+    #[error("{url} holds a run that goes another way than the one in {}: name another checkpoint.upload or --run-dir", folder.display())]
+    Another { url: String, folder: PathBuf },
     #[error(
         "{0} holds a run: name the folder that it is to go on in with --run-dir, or another checkpoint.upload"
     )]
@@ -47,39 +47,42 @@ pub enum MirrorError {
 impl MirrorError {
     /// Whether the command line is at fault.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Another(..) | Self::Unnamed(_))
+        matches!(self, Self::Another { .. } | Self::Unnamed(_))
     }
 }
 
 /// Brings `folder` up to what the store holds of the run, if it holds more of it: a folder on a new machine, or one that
-/// the run has gone on without. None is a folder of a new name. Returns whether something was fetched.
+/// the run has gone on without. None is a folder of a new name.
 ///
 /// # Errors
-/// Another run on the store; a store that cannot be reached, unless `folder` holds a run, with which it goes on.
-pub async fn catch_up(store: &Store, folder: Option<&Path>) -> Result<bool, MirrorError> {
-    // The store first: a coordinator that is at work in `folder` can only have gone further by the second look.
-    let there = store.get(journal::JOURNAL).await;
+/// Another run on the store, or a damaged journal; a store that cannot be reached, unless `folder` holds a run, with which
+/// it goes on.
+pub async fn catch_up(store: &Store, folder: Option<&Path>) -> Result<(), MirrorError> {
+    if folder.is_some_and(journal::is_held) {
+        // Whoever opens it is told so.
+        return Ok(());
+    }
     let here = match folder {
         Some(folder) => journal::whole_lines(folder)?,
         None => Vec::new(),
     };
-    let there = match there {
-        Ok(Some(there)) => there,
-        Ok(None) => return Ok(false),
+    let there = match store.get(journal::JOURNAL).await {
+        Ok(there) => there.unwrap_or_default(),
         Err(error) if !here.is_empty() => {
             tracing::warn!("{error}; going on with what is in the run's folder");
-            return Ok(false);
+            return Ok(());
         }
         Err(error) => return Err(error.into()),
     };
     if here.starts_with(&there) {
-        return Ok(false);
+        return Ok(());
     }
     let url = store.name_of("");
     let Some(folder) = folder else { return Err(MirrorError::Unnamed(url)) };
     if !there.starts_with(&here) {
-        return Err(MirrorError::Another(url, folder.to_owned()));
+        return Err(MirrorError::Another { url, folder: folder.to_owned() });
     }
+    journal::read::<Fact>(Path::new(&store.name_of(journal::JOURNAL)), &there)?;
     std::fs::create_dir_all(folder)
         .map_err(|source| MirrorError::Write { path: folder.to_owned(), source })?;
     for name in SHOWN {
@@ -90,7 +93,7 @@ pub async fn catch_up(store: &Store, folder: Option<&Path>) -> Result<bool, Mirr
     // Last: it makes a run of the folder.
     replace(&folder.join(journal::JOURNAL), &there)?;
     tracing::info!("fetched the run's journal from {url}; its checkpoints follow when they are wanted");
-    Ok(true)
+    Ok(())
 }
 
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), MirrorError> {
@@ -101,122 +104,163 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), MirrorError> {
 
 /// The task that keeps the store's copy. Without [`Self::finish`] it ends with the process.
 pub struct Mirror {
-    news: mpsc::UnboundedSender<News>,
-    task: JoinHandle<()>,
+    /// None once it has ended.
+    task: Option<JoinHandle<Result<(), MirrorError>>>,
 }
 
-/// What has changed in the folder.
-#[derive(Debug, Default)]
-struct News {
+/// Tells a [`Mirror`] what has become of the folder; dropped, that nothing more will.
+pub struct News(mpsc::UnboundedSender<Due>);
+
+/// What is to be brought to the store, beside the journal.
+#[derive(Debug, Clone, Copy, Default)]
+struct Due {
     /// The pictures and numbers that people look at.
     shown: bool,
-    /// Files of checkpoints that the journal no longer names.
-    retired: Vec<String>,
+    /// The journal has retired checkpoints: they are to go.
+    retired: bool,
+}
+
+impl News {
+    /// A fact is in the journal.
+    pub fn noted(&self, fact: &Fact) {
+        let shown = matches!(fact, Fact::Committed { .. });
+        let retired = matches!(fact, Fact::Retired { .. });
+        // One that listens no more has said why.
+        let _ = self.0.send(Due { shown, retired });
+    }
 }
 
 impl Mirror {
     /// Starts with all that is in `folder`.
-    pub fn start(store: Store, folder: PathBuf) -> Self {
+    pub fn start(store: Store, folder: PathBuf) -> (Self, News) {
         let (news, changes) = mpsc::unbounded_channel();
         let task = tokio::spawn(keep(store, folder, changes));
-        let mirror = Self { news, task };
-        mirror.tell(News { shown: true, retired: Vec::new() });
-        mirror
+        (Self { task: Some(task) }, News(news))
     }
 
-    /// A fact is in the journal.
-    pub fn noted(&self, fact: &Fact) {
-        self.tell(match fact {
-            Fact::Retired { files } => News { shown: false, retired: files.clone() },
-            fact => News { shown: matches!(fact, Fact::Committed { .. }), retired: Vec::new() },
-        });
+    /// Waits until the store can no longer be this run's, and says why. A wait that is given up can be taken up again.
+    pub async fn lost(&mut self) -> String {
+        match self.ended().await {
+            Some(reason) => reason,
+            None => std::future::pending().await,
+        }
     }
 
-    fn tell(&self, news: News) {
-        // It listens for as long as this is there.
-        let _ = self.news.send(news);
-    }
-
-    /// Waits until everything has gone there, for some time.
-    pub async fn finish(self) {
-        self.tell(News { shown: true, retired: Vec::new() });
-        drop(self.news);
-        if tokio::time::timeout(FAREWELL, self.task).await.is_err() {
-            tracing::warn!(
+    /// Waits until everything has gone there, for some time. The [`News`] is to be dropped before.
+    pub async fn finish(mut self) {
+        tokio::select! {
+            ended = self.ended() => if let Some(reason) = ended {
+                tracing::error!("{reason}");
+            },
+            () = tokio::time::sleep(FAREWELL) => tracing::warn!(
                 "the object store lacks the last of the run's journal and metrics; the same command brings them there \
                  when it can be reached again"
-            );
+            ),
+        }
+    }
+
+    /// Waits for the end of the task. None where it has brought the last of the news, or has been found ended before.
+    async fn ended(&mut self) -> Option<String> {
+        let ended = self.task.as_mut()?.await;
+        self.task = None;
+        match ended {
+            Ok(ended) => ended.err().map(|error| error.to_string()),
+            Err(died) => Some(format!("what brings the run to the object store has died: {died}")),
         }
     }
 }
 
 /// Brings changes to the store until there are no more.
-async fn keep(store: Store, folder: PathBuf, mut changes: mpsc::UnboundedReceiver<News>) {
-    let (mut shown, mut retired) = (false, BTreeSet::new());
+///
+/// # Errors
+/// [`MirrorError::Another`]: the store has another's journal. Whatever else goes wrong is told and tried again.
+async fn keep(
+    store: Store,
+    folder: PathBuf,
+    mut changes: mpsc::UnboundedReceiver<Due>,
+) -> Result<(), MirrorError> {
+    let mut due = Due { shown: true, retired: true };
     let mut away: Option<Instant> = None;
-    let mut more = true;
-    while more {
-        // The first of them, or the time to try again.
-        let first = match away {
-            Some(_) => tokio::time::timeout(PAUSE, changes.recv()).await.unwrap_or(Some(News::default())),
-            None => changes.recv().await,
-        };
-        more = first.is_some();
-        let rest = std::iter::from_fn(|| changes.try_recv().ok());
-        for news in first.into_iter().chain(rest) {
-            shown |= news.shown;
-            retired.extend(news.retired);
-        }
-        match bring(&store, &folder, shown, &mut retired).await {
+    let mut over = false;
+    loop {
+        match bring(&store, &folder, &mut due).await {
             Ok(()) => {
-                shown = false;
                 if let Some(since) = away.take() {
-                    tracing::info!(
-                        "the object store has the run again, after {:.0} s",
-                        since.elapsed().as_secs_f64()
-                    );
+                    let seconds = since.elapsed().as_secs_f64();
+                    tracing::info!("the object store has the run again, after {seconds:.0} s");
+                }
+                match changes.recv().await {
+                    Some(change) => due.add(change),
+                    None if over => return Ok(()),
+                    // Metrics and curves have come to their end since.
+                    None => (over, due.shown) = (true, true),
                 }
             }
+            Err(another @ MirrorError::Another { .. }) => return Err(another),
             Err(error) => {
                 if away.is_none() {
                     tracing::warn!("{error}; the object store gets what it lacks when it is back");
                 }
                 away.get_or_insert_with(Instant::now);
-                if !more {
-                    // Nothing else comes: until the time for it is over.
-                    more = true;
-                    tokio::time::sleep(PAUSE).await;
-                }
+                tokio::time::sleep(PAUSE).await;
             }
+        }
+        while let Ok(change) = changes.try_recv() {
+            due.add(change);
         }
     }
 }
 
-/// Brings what has changed to the store: what is shown, the journal, and then takes away what that no longer names.
-async fn bring(
-    store: &Store,
-    folder: &Path,
-    shown: bool,
-    retired: &mut BTreeSet<String>,
-) -> Result<(), MirrorError> {
-    if shown {
+impl Due {
+    fn add(&mut self, more: Self) {
+        self.shown |= more.shown;
+        self.retired |= more.retired;
+    }
+}
+
+/// Brings what has changed to the store: the journal, what is shown, and then takes away what the journal no longer
+/// names. What has been done is no longer due.
+async fn bring(store: &Store, folder: &Path, due: &mut Due) -> Result<(), MirrorError> {
+    let here = journal::whole_lines(folder)?;
+    let there = store.get(journal::JOURNAL).await?.unwrap_or_default();
+    if !here.starts_with(&there) {
+        return Err(MirrorError::Another { url: store.name_of(""), folder: folder.to_owned() });
+    }
+    let facts = match due.retired {
+        true => journal::read(&folder.join(journal::JOURNAL), &here)?.0,
+        false => Vec::new(),
+    };
+    if here.len() > there.len() {
+        store.put(journal::JOURNAL, here).await?;
+    }
+    if due.shown {
         for name in SHOWN {
-            match tokio::fs::read(folder.join(name)).await {
-                Ok(bytes) => store.put(name, bytes.into()).await?,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                // Its writers say more of it, and the run can be resumed without.
-                Err(error) => tracing::warn!("cannot read {}: {error}", folder.join(name).display()),
+            let path = folder.join(name);
+            if path.exists() {
+                store.put_file(name, &path).await?;
             }
         }
+        due.shown = false;
     }
-    let journal = journal::whole_lines(folder)?;
-    store.put(journal::JOURNAL, Bytes::from(journal)).await?;
-    while let Some(file) = retired.first().cloned() {
-        let sidecar = Path::new(&file).with_extension("b3").display().to_string();
-        for name in [&file, &sidecar] {
-            store.remove(&format!("{}/{name}", relabel_store::CHECKPOINTS)).await?;
+    if due.retired {
+        let retired = retired(&facts);
+        for name in store.list(CHECKPOINTS).await? {
+            // The checksum goes with its file.
+            if retired.contains(&Path::new(&name).with_extension("safetensors")) {
+                store.remove(&format!("{CHECKPOINTS}/{name}")).await?;
+            }
         }
-        retired.remove(&file);
+        due.retired = false;
     }
     Ok(())
+}
+
+/// The files that were retired, and have not been written again since.
+fn retired(facts: &[Fact]) -> BTreeSet<PathBuf> {
+    let counted = History::replay(facts).checkpoints;
+    let named = facts.iter().flat_map(|fact| match fact {
+        Fact::Retired { files } => files.as_slice(),
+        _ => &[],
+    });
+    named.filter(|file| counted.iter().all(|held| held.file != **file)).map(PathBuf::from).collect()
 }

@@ -184,7 +184,13 @@ impl Report {
                     "checkpoints/{}-best.safetensors",
                     relabel_config::file_stem(&self.config.model.arch)
                 );
-                line(format!("  best checkpoint  {}", self.run_dir.join(best).display()));
+                let (upload, here) = (&self.config.checkpoint.upload, self.run_dir.join(&best));
+                // One that another machine has trained is on the object store alone.
+                let best = match upload.is_empty() || here.exists() {
+                    true => here.display().to_string(),
+                    false => format!("{}/{best}", upload.trim_end_matches('/')),
+                };
+                line(format!("  best checkpoint  {best}"));
                 if let Some(recorder) = &self.recorder {
                     line(format!("  metrics          {}", recorder.metrics_path().display()));
                     line(format!("  curves           {}", recorder.curves_path().display()));

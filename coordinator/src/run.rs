@@ -1,5 +1,6 @@
 //! A run from its command line to its exit code: folder, journal, server, driver, and what can end it.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::launch::{self, Local, Task};
 use crate::mirror::{self, Mirror};
 use crate::progress::Screen;
 use crate::report::Report;
-use crate::run_dir::{RunDir, Start};
+use crate::run_dir::{self, RunDir, RunDirError, Start};
 use crate::security::{Entrance, Role};
 use crate::service;
 use crate::traces::Traces;
@@ -41,8 +42,9 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
     entrance.expect(args.workers);
     let http = http::bind(args.http()).await?;
     let start = fresh.as_ref().map_or(Start::Resumed, |fresh| Start::New { arch: &fresh.config.model.arch });
-    if let Some(url) = upload(fresh.as_ref(), overrides) {
-        mirror::catch_up(&Store::open(&url)?, args.run_dir.as_deref()).await?;
+    let (upload, named) = upload(&args, fresh.as_ref(), overrides)?;
+    if let Some(store) = store(&upload)? {
+        mirror::catch_up(&store, named.as_deref()).await?;
     }
     let mut folder = RunDir::open(args.run_dir.as_deref(), start)?;
     let mut resolved = match (fresh, &folder.began) {
@@ -74,9 +76,11 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
             config.optim.epochs,
             folder.path.display()
         ));
-        if let Some(store) = store(config)? {
+        if let Some(store) = store(&config.checkpoint.upload)? {
             // Its end may have come while the store was away.
-            Mirror::start(store, folder.path.clone()).finish().await;
+            let (mirror, news) = Mirror::start(store, folder.path.clone());
+            drop(news);
+            mirror.finish().await;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -97,10 +101,11 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
     };
     let dead_after = settings.dead_after;
     let core = Run::new(settings, folder.history);
-    let store = store(&config)?;
+    let store = store(&config.checkpoint.upload)?;
     let report = Report::new(folder.path.clone(), config, screen.clone());
     let (driver, queue) = Driver::new(core, terms, folder.journal, report);
-    let driver = driver.mirrored(store.map(|store| Mirror::start(store, run_dir.clone())));
+    let (mut mirror, news) = store.map(|store| Mirror::start(store, run_dir.clone())).unzip();
+    let driver = driver.mirrored(news);
     let (session, admin) = service::services(&queue, &run_id, &run_dir.display().to_string());
     let (over, until_over) = tokio::sync::oneshot::channel::<()>();
     let routes = Routes::new(entrance.only_for(Role::Worker, session));
@@ -128,7 +133,7 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
             None
         }
     };
-    let (outcome, mirror, signal) = drive(driver, &queue, local.as_mut()).await?;
+    let (outcome, signal) = drive(driver, &queue, local.as_mut(), mirror.as_mut()).await?;
     if let Some(http) = http {
         http.stop().await;
     }
@@ -155,25 +160,39 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
     })
 }
 
-/// The object store that the run goes to, as far as it is said outside of the run's own folder.
-fn upload(fresh: Option<&Resolved>, overrides: &[(String, String)]) -> Option<String> {
-    const KEY: &str = "checkpoint.upload";
-    let given = || overrides.iter().rev().find(|(key, _)| key == KEY).map(|(_, value)| value.clone());
-    fresh.map(|fresh| fresh.config.checkpoint.upload.clone()).or_else(given).filter(|url| !url.is_empty())
+/// Where the run goes to on an object store (empty for nowhere), and its folder here if that has a name: before the folder
+/// is opened, which may have to be fetched.
+fn upload(
+    args: &RunArgs,
+    fresh: Option<&Resolved>,
+    overrides: &[(String, String)],
+) -> Result<(String, Option<PathBuf>)> {
+    if let Some(fresh) = fresh {
+        return Ok((fresh.config.checkpoint.upload.clone(), args.run_dir.clone()));
+    }
+    let (folder, began) = match run_dir::look(args.run_dir.as_deref(), Start::Resumed) {
+        Ok(told) => (Some(told.path), told.began),
+        // On a machine that has not seen the run, the command has to say where it is.
+        Err(RunDirError::Nothing(_)) => (args.run_dir.clone(), None),
+        Err(error) => return Err(error.into()),
+    };
+    let began = folder.as_deref().zip(began.as_ref().map(|began| &began.config));
+    let merged = config::merge(began, args.config.config.as_deref(), config::environment(), overrides)?;
+    Ok((merged.config.checkpoint.upload, folder))
 }
 
-/// The object store that the run goes to.
-fn store(config: &Config) -> Result<Option<Store>, StoreError> {
-    let url = Some(&config.checkpoint.upload).filter(|url| !url.is_empty());
-    url.map(|url| Store::open(url)).transpose()
+fn store(upload: &str) -> Result<Option<Store>, StoreError> {
+    Some(upload).filter(|url| !url.is_empty()).map(Store::open).transpose()
 }
 
-/// Drives the run, turning signals and dead local workers into events. Returns the last signal's number too.
+/// Drives the run, turning signals, dead local workers and the loss of the object store to another coordinator into
+/// events. Returns the last signal's number too.
 async fn drive(
     driver: Driver,
     queue: &Queue,
     mut local: Option<&mut Local>,
-) -> Result<(Outcome, Option<Mirror>, Option<u8>)> {
+    mut mirror: Option<&mut Mirror>,
+) -> Result<(Outcome, Option<u8>)> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut save = signal(SignalKind::user_defined1()).context("cannot listen for SIGUSR1")?;
@@ -182,7 +201,7 @@ async fn drive(
     tokio::pin!(driving);
     loop {
         let event = tokio::select! {
-            (outcome, mirror) = &mut driving => return Ok((outcome, mirror, signalled)),
+            outcome = &mut driving => return Ok((outcome, signalled)),
             _ = interrupt.recv() => {
                 signalled = Some(2);
                 tracing::info!("interrupted: saving a checkpoint first; once more ends the run without waiting");
@@ -198,6 +217,10 @@ async fn drive(
                 local = None;
                 Event::Broken { reason }
             }
+            reason = lost(mirror.as_deref_mut()) => {
+                mirror = None;
+                Event::Broken { reason }
+            }
         };
         // The queue is open for as long as the driver drives, and has room for these few.
         let _ = queue.try_put(Input::Event(event));
@@ -208,6 +231,14 @@ async fn drive(
 pub(crate) async fn watch(local: Option<&mut Local>) -> String {
     match local {
         Some(local) => local.watch().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the loss of the object store where there is one; see [`Mirror::lost`].
+async fn lost(mirror: Option<&mut Mirror>) -> String {
+    match mirror {
+        Some(mirror) => mirror.lost().await,
         None => std::future::pending().await,
     }
 }

@@ -120,7 +120,10 @@ fn read(path: &Path) -> io::Result<String> {
 }
 
 /// [`load`] without the check of the whole.
-fn merge(
+///
+/// # Errors
+/// As [`load`], of each value by itself.
+pub(crate) fn merge(
     began: Option<(&Path, &Config)>,
     file: Option<&Path>,
     env: impl Iterator<Item = (String, String)>,

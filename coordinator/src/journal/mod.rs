@@ -167,8 +167,11 @@ pub fn is_held(dir: &Path) -> bool {
     })
 }
 
-/// The facts in `bytes`, and how many bytes of it are whole lines: all but a torn last line.
-fn read<F: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<(Vec<F>, usize), JournalError> {
+/// The facts in the `bytes` of the journal at `path`, and how many of the bytes are whole lines: all but a torn last line.
+///
+/// # Errors
+/// As [`Journal::open`].
+pub fn read<F: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<(Vec<F>, usize), JournalError> {
     let mut facts = Vec::new();
     let mut whole = 0;
     for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {

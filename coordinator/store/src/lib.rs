@@ -14,32 +14,34 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::StreamExt as _;
-use object_store::aws::AmazonS3Builder;
-use object_store::buffered::BufWriter;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::path::Path as Key;
-use object_store::{BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt as _, RetryConfig};
+use object_store::{
+    BackoffConfig, ClientConfigKey, ObjectStore, ObjectStoreExt as _, RetryConfig, WriteMultipart,
+};
 use relabel_config::s3_folder;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// Where checkpoints are in the folder, as they are in a run directory.
 pub const CHECKPOINTS: &str = "checkpoints";
 
-/// Bytes of a part of a large upload: the least that S3 takes is 5 MiB, the most parts 10,000, so a checkpoint may have
-/// 160 GB.
-const PART: usize = 16 << 20;
+/// Bytes that one request sends or fetches of a large object. S3 takes parts of at least 5 MiB and at most 10,000 of
+/// them, so a checkpoint may have 80 GB.
+const PART: u64 = 8 << 20;
 
-/// Parts that are under way at once.
+/// Parts that are sent at once.
 const CONCURRENT: usize = 4;
 
-/// A request that goes wrong is tried again so often, within so long: some ten seconds where nobody answers.
+/// A request that goes wrong is tried again so often, and not after so long: some ten seconds where nobody answers.
 const RETRIES: usize = 5;
 const RETRY_FOR: Duration = Duration::from_secs(60);
 
-/// How long a connection may take to come about, and a request to be answered: a part of 16 MiB at 1 Mbit/s.
-const CONNECT: Duration = Duration::from_secs(5);
-const REQUEST: Duration = Duration::from_secs(150);
+/// How long a connection may take to come about, and a request to be answered: four parts at 5 Mbit/s.
+const CONNECT: &str = "5 seconds";
+const REQUEST: &str = "60 seconds";
+
+/// How long a store that has failed is asked to forget the parts that it was sent.
+const FORGET: Duration = Duration::from_secs(5);
 
 /// Why something on the object store did not come about. Each message is one line.
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +94,7 @@ impl std::fmt::Display for Content {
 }
 
 /// A folder on an object store.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Store {
     bucket: Arc<dyn ObjectStore>,
     prefix: Key,
@@ -117,12 +119,10 @@ impl Store {
             max_retries: RETRIES,
             retry_timeout: RETRY_FOR,
         };
-        let options = ClientOptions::new().with_connect_timeout(CONNECT).with_timeout(REQUEST);
+        let client = AmazonS3ConfigKey::Client;
         let bucket = AmazonS3Builder::from_env()
-            .with_client_options(options)
-            .with_allow_http(
-                std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value.eq_ignore_ascii_case("true")),
-            )
+            .with_config(client(ClientConfigKey::ConnectTimeout), CONNECT)
+            .with_config(client(ClientConfigKey::Timeout), REQUEST)
             .with_retry(retry)
             .with_bucket_name(bucket)
             .build()
@@ -145,7 +145,7 @@ impl Store {
     /// # Errors
     /// A file that cannot be read, a store that cannot be reached or refuses, an object that came out another.
     pub async fn put_verified(&self, name: &str, file: &Path, wanted: &Content) -> Result<(), StoreError> {
-        self.upload(name, file).await?;
+        self.put_file(name, file).await?;
         self.verify(name, wanted).await
     }
 
@@ -159,11 +159,43 @@ impl Store {
         self.verify(to, wanted).await
     }
 
+    /// Uploads `file` as the object `name`, unread: what nobody counts on.
+    ///
+    /// # Errors
+    /// As [`Self::put_verified`].
+    pub async fn put_file(&self, name: &str, file: &Path) -> Result<(), StoreError> {
+        let unread = |source| StoreError::File { operation: "read", path: file.to_owned(), source };
+        let mut input = tokio::fs::File::open(file).await.map_err(unread)?;
+        let mut part = next_part(&mut input).await.map_err(unread)?;
+        if (part.len() as u64) < PART {
+            return self.put(name, part).await;
+        }
+        let upload = self.bucket.put_multipart(&self.key(name)).await.map_err(self.failed("upload", name))?;
+        let mut upload = WriteMultipart::new_with_chunk_size(upload, PART as usize);
+        let sent = async {
+            while !part.is_empty() {
+                let room = upload.wait_for_capacity(CONCURRENT).await;
+                room.map_err(self.failed("upload", name))?;
+                upload.put(std::mem::take(&mut part).into());
+                part = next_part(&mut input).await.map_err(unread)?;
+            }
+            // Each of them is there before the end is told: an error is still to be cleared away below.
+            upload.wait_for_capacity(0).await.map_err(self.failed("upload", name))
+        };
+        if let Err(error) = sent.await {
+            // Parts without an end would be paid for. A store that is away cannot be told, and is not waited for.
+            let _ = tokio::time::timeout(FORGET, upload.abort()).await;
+            return Err(error);
+        }
+        upload.finish().await.map_err(self.failed("upload", name))?;
+        Ok(())
+    }
+
     /// Stores a small object.
     ///
     /// # Errors
     /// A store that cannot be reached or refuses. Its answer is believed: the request is signed with a hash of `bytes`.
-    pub async fn put(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
+    pub async fn put(&self, name: &str, bytes: Vec<u8>) -> Result<(), StoreError> {
         self.bucket.put(&self.key(name), bytes.into()).await.map_err(self.failed("store", name))?;
         Ok(())
     }
@@ -172,13 +204,23 @@ impl Store {
     ///
     /// # Errors
     /// A store that cannot be reached or refuses.
-    pub async fn get(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
+    pub async fn get(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let read = async { self.bucket.get(&self.key(name)).await?.bytes().await };
         match read.await {
-            Ok(bytes) => Ok(Some(bytes)),
+            Ok(bytes) => Ok(Some(bytes.into())),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(self.failed("read", name)(error)),
         }
+    }
+
+    /// The names of the objects that lie in the folder `folder` of this one.
+    ///
+    /// # Errors
+    /// A store that cannot be reached or refuses.
+    pub async fn list(&self, folder: &str) -> Result<Vec<String>, StoreError> {
+        let listed = self.bucket.list_with_delimiter(Some(&self.key(folder))).await;
+        let objects = listed.map_err(self.failed("list", folder))?.objects;
+        Ok(objects.iter().filter_map(|object| object.location.filename().map(str::to_owned)).collect())
     }
 
     /// Downloads the object `name` to `file`, which has its name only once it is whole and found to be `wanted`.
@@ -221,30 +263,6 @@ impl Store {
         }
     }
 
-    async fn upload(&self, name: &str, file: &Path) -> Result<(), StoreError> {
-        let unread = |source| StoreError::File { operation: "read", path: file.to_owned(), source };
-        let mut input = tokio::fs::File::open(file).await.map_err(unread)?;
-        let mut writer = BufWriter::with_capacity(self.bucket.clone(), self.key(name), PART);
-        writer = writer.with_max_concurrency(CONCURRENT);
-        let copied = async {
-            loop {
-                let mut part = Vec::with_capacity(PART);
-                let read = (&mut input).take(PART as u64).read_to_end(&mut part).await.map_err(unread)?;
-                if read == 0 {
-                    break;
-                }
-                writer.put(part.into()).await.map_err(self.failed("upload", name))?;
-            }
-            writer.shutdown().await.map_err(|error| self.failed("upload", name)(of_the_store(error)))
-        };
-        let copied = copied.await;
-        if copied.is_err() {
-            // Parts of it would be paid for. A store that is away cannot be told.
-            let _ = writer.abort().await;
-        }
-        copied
-    }
-
     /// Reads the whole object; one that is not `wanted` is removed.
     async fn verify(&self, name: &str, wanted: &Content) -> Result<(), StoreError> {
         let read = self.read(name, None, wanted).await;
@@ -262,24 +280,28 @@ impl Store {
         mut out: Option<(&mut tokio::fs::File, &Path)>,
         wanted: &Content,
     ) -> Result<(), StoreError> {
-        let got = match self.bucket.get(&self.key(name)).await {
-            Err(object_store::Error::NotFound { .. }) => return Err(StoreError::Missing(self.name_of(name))),
-            got => got.map_err(self.failed("read", name))?,
+        let key = self.key(name);
+        let missing = |error| match error {
+            object_store::Error::NotFound { .. } => StoreError::Missing(self.name_of(name)),
+            error => self.failed("read", name)(error),
         };
-        let mut stream = got.into_stream();
-        let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
-        while let Some(piece) = stream.next().await {
-            let piece = piece.map_err(self.failed("read", name))?;
-            hasher.update(&piece);
-            bytes += piece.len() as u64;
+        let bytes = self.bucket.head(&key).await.map_err(missing)?.size;
+        let mut hasher = blake3::Hasher::new();
+        // By parts, each in the time that a request may take and tried again by itself.
+        let mut at = 0;
+        while at < bytes {
+            let end = bytes.min(at + PART);
+            let part = self.bucket.get_range(&key, at..end).await.map_err(missing)?;
+            hasher.update(&part);
             if let Some((file, path)) = &mut out {
-                let written = file.write_all(&piece).await;
+                let written = file.write_all(&part).await;
                 written.map_err(|source| StoreError::File {
                     operation: "write",
                     path: path.to_path_buf(),
                     source,
                 })?;
             }
+            at = end;
         }
         if let Some((file, path)) = &mut out {
             let flushed = file.flush().await;
@@ -310,11 +332,11 @@ impl Store {
     }
 }
 
-/// The store's own error out of what [`tokio::io`] has made of it.
-fn of_the_store(error: io::Error) -> object_store::Error {
-    error
-        .downcast()
-        .unwrap_or_else(|other| object_store::Error::Generic { store: "S3", source: other.into() })
+/// The next [`PART`] of a file; less at its end, and then nothing.
+async fn next_part(input: &mut tokio::fs::File) -> io::Result<Vec<u8>> {
+    let mut part = Vec::new();
+    input.take(PART).read_to_end(&mut part).await?;
+    Ok(part)
 }
 
 /// An error of the store in one line, of a bearable length: it may bring the whole answer of a server along.

@@ -43,7 +43,7 @@ impl Saver {
     ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
         let (spare, spares) = mpsc::channel();
-        let mut target = Target { folder, remote, rejected: None };
+        let target = Target { folder, remote };
         let thread = std::thread::Builder::new().name("saver".into()).spawn(move || {
             // Sent in vain where training has ended. Where there is no memory, the copy itself says so.
             if let Ok(room) = like.room() {
@@ -99,23 +99,27 @@ impl Drop for Saver {
 struct Target {
     folder: PathBuf,
     remote: Option<Remote>,
-    /// The last that is whole here but did not get to the object store. It does not count, but is the best that there
-    /// is until another is written.
-    rejected: Option<String>,
 }
 
 impl Target {
     /// Writes a state and says how that went. Where the run goes to an object store, a checkpoint that is not there is
     /// a failed one.
-    fn write(&mut self, save: &Save) -> FromWorker {
+    fn write(&self, save: &Save) -> FromWorker {
         let Save { duty, state, position, best } = save;
         let arch = relabel_config::file_stem(&state.arch);
         let name = format!("{arch}-e{:04}-s{:06}", position.epoch, position.step);
-        if let Some(old) = self.rejected.take_if(|old| *old != name) {
-            remove(&self.folder, &[format!("{old}.safetensors")]);
-        }
+        let best = best.then(|| format!("{arch}-best"));
         let began = std::time::Instant::now();
-        match self.write_as(state, &name, best.then(|| format!("{arch}-best"))) {
+        let written = checkpoint::write(state, &self.folder, &name).and_then(|written| {
+            if let Some(remote) = &self.remote {
+                self.upload(remote, &written, &arch, &name, best.as_deref())?;
+            }
+            if let Some(best) = &best {
+                checkpoint::keep_as(&written, &self.folder, best)?;
+            }
+            Ok(written)
+        });
+        match written {
             Ok(written) => {
                 tracing::debug!("wrote {} in {:.2?}", written.file.display(), began.elapsed());
                 let file = format!("{name}.safetensors");
@@ -129,32 +133,29 @@ impl Target {
         }
     }
 
-    fn write_as(
-        &mut self,
-        state: &State,
+    /// Brings a checkpoint to the object store. One that does not get there does not count, but may be the last that there
+    /// is: it stays here under another name, until the next gets there or takes its place.
+    fn upload(
+        &self,
+        remote: &Remote,
+        written: &checkpoint::Written,
+        arch: &str,
         name: &str,
-        best: Option<String>,
-    ) -> Result<checkpoint::Written, CheckpointError> {
-        let written = checkpoint::write(state, &self.folder, name)?;
-        if let Some(remote) = &self.remote {
-            self.rejected = Some(name.to_owned());
-            remote.put(&written, name)?;
-            if let Some(best) = &best
-                && let Err(error) = remote.keep_as(&written, name, best)
-            {
-                remote.discard(name);
-                return Err(error);
+        best: Option<&str>,
+    ) -> Result<(), CheckpointError> {
+        let unsent = format!("{arch}-unsent");
+        let sent = remote.put(written, name, best);
+        match &sent {
+            Ok(()) => remove(&self.folder, &[format!("{unsent}.safetensors")]),
+            Err(_) => {
+                checkpoint::keep_as(written, &self.folder, &unsent)?;
+                remove(&self.folder, &[format!("{name}.safetensors")]);
             }
-            self.rejected = None;
         }
-        if let Some(best) = best {
-            checkpoint::keep_as(&written, &self.folder, &best)?;
-        }
-        Ok(written)
+        sent
     }
 }
 
-/// Removes old files. One that cannot be removed costs room, not correctness.
 fn remove(folder: &Path, files: &[String]) {
     for file in files {
         let path = folder.join(file);

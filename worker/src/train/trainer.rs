@@ -91,8 +91,6 @@ pub struct Trainer<'a> {
     inputs: Inputs,
     learner: Learner,
     saver: Saver,
-    /// Where checkpoints are that are not in the run's folder.
-    remote: Option<Remote>,
     sample_log: Option<SampleLog>,
     pictures: Pictures,
     generation: Generation,
@@ -169,11 +167,9 @@ impl<'a> Trainer<'a> {
         let checkpoints = setup.run_dir.join("checkpoints");
         saver::remove_leftovers(&checkpoints);
         let like = learner.state(Progress { epoch: 0, step: 0, seed: 0 }, Default::default());
-        let upload = &config.checkpoint.upload;
-        let remote = || Some(upload).filter(|url| !url.is_empty()).map(|url| Remote::open(url)).transpose();
+        let remote = Remote::of(&config.checkpoint)?;
         let reports = session.reports().clone();
-        let saver = Saver::start(checkpoints, remote()?, reports, like).map_err(TrainError::Saver)?;
-        let remote = remote()?;
+        let saver = Saver::start(checkpoints, remote, reports, like).map_err(TrainError::Saver)?;
         let samples = setup.run_dir.join("samples");
         let sample_log = match config.util.record_samples {
             true => Some(SampleLog::create(&samples, setup.rank.0))
@@ -187,7 +183,6 @@ impl<'a> Trainer<'a> {
             session,
             learner,
             saver,
-            remote,
             sample_log,
             pictures,
             inputs,
@@ -358,14 +353,15 @@ impl<'a> Trainer<'a> {
         position: Position,
     ) -> Result<(), CheckpointError> {
         let path = folder.join(file);
-        let state = match (checkpoint::load_verified(&path, blake3), &self.remote) {
-            (Err(here), Some(remote)) if here.may_be_elsewhere() => {
-                tracing::info!("{here}; fetching {file} from the object store");
-                remote.fetch(folder, file, blake3)?;
-                checkpoint::load_verified(&path, blake3)?
-            }
-            (loaded, _) => loaded?,
-        };
+        let state =
+            match (checkpoint::load_verified(&path, blake3), Remote::of(&self.setup.config.checkpoint)?) {
+                (Err(here), Some(remote)) if here.may_be_elsewhere() => {
+                    tracing::info!("{here}; fetching {file} from the object store");
+                    remote.fetch(folder, file, blake3)?;
+                    checkpoint::load_verified(&path, blake3)?
+                }
+                (loaded, _) => loaded?,
+            };
         self.learner.restore(&state)?;
         self.tally = Tally::from_metadata(&state.metadata);
         tracing::info!("restored {file}, {position}");

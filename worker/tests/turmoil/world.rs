@@ -178,7 +178,7 @@ pub async fn coordinator(shared: Shared) -> turmoil::Result {
     let server = tokio::spawn(entrance.serve(routes, DEAD_AFTER, async {
         let _ = until_over.await;
     }));
-    let (outcome, _) = driver.drive().await;
+    let outcome = driver.drive().await;
     shared.borrow_mut().note(format!("the run is over: {outcome:?}"));
     shared.borrow_mut().outcome = Some(outcome);
     drop(over);
