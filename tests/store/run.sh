@@ -6,7 +6,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 version=0.13.0-alpha.3
 if [ "$(cat .store/version 2>/dev/null)" != "$version" ]; then
-    CARGO_TARGET_DIR=.store/target "${CARGO:-cargo}" install --quiet --locked --root .store --features binary \
+    # Built to be there soon, not to be fast.
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+        CARGO_TARGET_DIR=.store/target "${CARGO:-cargo}" install --quiet --locked --root .store --features binary \
         "s3s-fs@$version"
     rm -rf .store/target
     echo "$version" >.store/version

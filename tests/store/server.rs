@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Who may come.
-const KEYS: (&str, &str) = ("ranks", "not-much-of-a-secret");
+const KEYS: (&str, &str) = ("ranks", SECRET);
+pub const SECRET: &str = "not-much-of-a-secret";
 
 /// Its only bucket.
 const BUCKET: &str = "runs";
@@ -93,6 +94,19 @@ impl Drop for Server {
             let _ = process.kill();
             let _ = process.wait();
         }
+    }
+}
+
+/// A store that takes connections and never says anything.
+pub struct Silence(TcpListener);
+
+impl Silence {
+    pub fn begin() -> Self {
+        Self(TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    pub fn port(&self) -> u16 {
+        self.0.local_addr().unwrap().port()
     }
 }
 

@@ -8,10 +8,11 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use relabel_tests::{Scratch, assert_same_curve, losses, metrics, run, sorted, start, wait_for_steps};
-use server::{Server, faulty_way_to};
+use server::{SECRET, Server, Silence, faulty_way_to};
 
 /// The data of all tests, and in `undisturbed` the run that theirs are compared with.
 static SHARED: LazyLock<Scratch> = LazyLock::new(|| {
@@ -75,6 +76,20 @@ fn assert_complete(server: &Server, prefix: &str, run_dir: &Path) {
     }
 }
 
+/// Checks that nothing in the folder tells the key.
+fn assert_untold(folder: &Path) {
+    for path in sorted(folder) {
+        match path.is_dir() {
+            true => assert_untold(&path),
+            false => {
+                let bytes = std::fs::read(&path).unwrap();
+                let told = bytes.windows(SECRET.len()).any(|window| window == SECRET.as_bytes());
+                assert!(!told, "{} tells the key", path.display());
+            }
+        }
+    }
+}
+
 /// Trains some steps onto the store, with a checkpoint every other step, and ends by SIGTERM.
 fn interrupted(run_dir: &str, prefix: &str, port: u16) {
     let mut command = uploading(run_dir, prefix, port);
@@ -103,6 +118,7 @@ fn a_run_goes_on_in_an_empty_folder() {
     let server = Server::start();
     interrupted("first", "moved", server.port());
     assert_complete(&server, "moved", &SHARED.path("first"));
+    assert_untold(&SHARED.path("first"));
     std::fs::remove_dir_all(SHARED.path("first")).unwrap();
 
     let said = gone_on("second", "moved", server.port());
@@ -196,11 +212,17 @@ fn an_upload_that_comes_out_another_does_not_count() {
     assert_eq!(counted(&SHARED.path("turned").join("journal.jsonl")), BTreeSet::new());
     assert_eq!(server.objects("turned/checkpoints"), Vec::<String>::new());
     // What was written here is whole, and is left to whoever wants it.
-    assert!(
-        sorted(&SHARED.path("turned/checkpoints"))
-            .iter()
-            .any(|path| path.ends_with("resnet18-e0001-s000000.b3"))
-    );
+    let here: Vec<_> = sorted(&SHARED.path("turned/checkpoints"))
+        .iter()
+        .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(here, ["resnet18-unsent.b3", "resnet18-unsent.safetensors"]);
+    let mut inspect = Command::new(relabel_tests::program("worker"));
+    inspect
+        .args(["inspect", "checkpoint"])
+        .arg(SHARED.path("turned/checkpoints/resnet18-unsent.safetensors"));
+    let inspected = run(inspect);
+    assert!(inspected.status.success(), "{}", inspected.stderr);
 }
 
 #[test]
@@ -212,5 +234,69 @@ fn who_may_not_write_there_is_told_before_anything_is_trained() {
     let ended = run(command);
     let line = ended.last_line(1);
     assert!(line.contains("cannot read s3://runs/stranger/journal.jsonl"), "{line}");
-    assert!(!line.contains("another"), "{line}");
+    assert!(!ended.stderr.contains("another"), "{}", ended.stderr);
+    assert!(!SHARED.path("stranger").exists());
+}
+
+#[test]
+#[ignore = "needs a server that speaks S3: make store-test"]
+fn a_store_that_never_answers_holds_nobody_up() {
+    let silence = Silence::begin();
+    // The folder holds a run, so that it goes on without the store's answer.
+    let mut first = SHARED.local("silent", 1);
+    first.args(["--checkpoint.every_steps=2", "--optim.epochs=40"]);
+    let running = start(first);
+    wait_for_steps(&SHARED.path("silent"), 5);
+    kill(running.pid(), Signal::SIGTERM).unwrap();
+    assert_eq!(running.wait().status.code(), Some(143));
+    let before = metrics(&SHARED.path("silent"), "step").len();
+
+    let mut command = uploading("silent", "silent", silence.port());
+    command.args(["--resume", "--checkpoint.every_steps=2", "--optim.epochs=40"]);
+    command.args(["--cluster.stop_deadline=4", "--cluster.drain_deadline=4"]);
+    let running = start(command);
+    wait_for_steps(&SHARED.path("silent"), before + 30);
+    let stopped = Instant::now();
+    kill(running.pid(), Signal::SIGTERM).unwrap();
+    let ended = running.wait();
+    assert!(!ended.status.success(), "{}", ended.stderr);
+    let took = stopped.elapsed();
+    // The deadline, a farewell to the workers and one to the store.
+    assert!(took < Duration::from_secs(60), "it took {took:?}: {}", ended.stderr);
+}
+
+#[test]
+#[ignore = "needs a server that speaks S3: make store-test"]
+fn a_run_that_has_gone_on_elsewhere_ends_here() {
+    let server = Server::start();
+    let mut here = uploading("here", "moved_on", server.port());
+    here.args(["--checkpoint.every_steps=2", "--optim.epochs=40"]);
+    let mut here = start(here);
+    here.wait_for("a checkpoint", |text| text.contains("checkpoint resnet18-").then_some(()));
+    let mut there = SHARED.local("there", 1);
+    there
+        .args(["--resume", "--checkpoint.upload=s3://runs/moved_on"])
+        .envs(Server::environment(server.port()));
+    std::fs::create_dir(SHARED.path("there")).unwrap();
+    let there = start(there);
+    let ended = here.wait();
+    let line = ended.last_line(1);
+    assert!(line.contains("s3://runs/moved_on/ holds a run that goes another way"), "{line}");
+    // The one that took the run over, with the run's own options, has it to itself.
+    let steps = metrics(&SHARED.path("there"), "step").len();
+    wait_for_steps(&SHARED.path("there"), steps + 5);
+    kill(there.pid(), Signal::SIGTERM).unwrap();
+    let ended = there.wait();
+    assert_eq!(ended.status.code(), Some(143), "{}", ended.stderr);
+    assert_complete(&server, "moved_on", &SHARED.path("there"));
+
+    // Back on the first machine, with no word of the store: the run's own options say where it is.
+    let mut back = SHARED.local("here", 1);
+    back.args(["--resume", "--optim.epochs=40"]).envs(Server::environment(server.port()));
+    let back = start(back);
+    let seen = back.pid();
+    wait_for_steps(&SHARED.path("here"), metrics(&SHARED.path("there"), "step").len() + 3);
+    kill(seen, Signal::SIGTERM).unwrap();
+    let ended = back.wait();
+    assert!(!ended.stderr.contains("goes another way"), "{}", ended.stderr);
 }
