@@ -83,6 +83,11 @@ impl Duties {
         self.open.contains_key(&duty)
     }
 
+    /// Whether one waits for another to be written. Each that waits is a copy of the state in its writer's memory.
+    pub fn are_waiting(&self) -> bool {
+        self.open.len() > 1
+    }
+
     /// Whether a state is being written that is to be kept as the best.
     pub fn writes_the_best(&self) -> bool {
         self.open.values().any(|open| open.best.is_some())

@@ -45,6 +45,16 @@ impl Run {
         }
     }
 
+    /// Does without the checkpoint of the end of an epoch, as more of them wait to be written than should be held in memory:
+    /// a disk or an object store that cannot keep up makes these rarer too.
+    pub(super) fn leave_out(&mut self, next: Position, best: bool) {
+        self.warn(format!("the checkpoint of {next} is left out: those before it are still being written"));
+        if best {
+            // It counts as the best no longer: no file is going to hold it.
+            self.persist(Fact::BestLost { epoch: next.epoch.saturating_sub(1) });
+        }
+    }
+
     /// Orders the checkpoint that is due by the clock, while training, if there is something new to write and nothing
     /// is being written.
     pub(super) fn save_if_time(&mut self) {

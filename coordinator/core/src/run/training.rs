@@ -213,10 +213,15 @@ impl Run {
         let best = self.history.best().is_some_and(|(best, _)| best == epoch);
         let saved =
             self.history.newest().is_some_and(|newest| newest.position == next) || self.duties.writes(next);
+        let last = next.epoch >= self.settings.epochs;
         if checkpoint::due_after_epoch(epoch, best, &self.settings) && !saved {
-            self.assign_checkpoint(next, best, self.history.validated.get(&epoch).copied());
+            if self.duties.are_waiting() && !last {
+                self.leave_out(next, best);
+            } else {
+                self.assign_checkpoint(next, best, self.history.validated.get(&epoch).copied());
+            }
         }
-        if next.epoch >= self.settings.epochs {
+        if last {
             self.save_and_finish();
         } else if let Some(reason) = self.change_due() {
             // Between two epochs nobody has to be waited for.
