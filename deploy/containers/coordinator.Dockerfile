@@ -22,6 +22,10 @@ FROM ${DEBIAN}
 LABEL org.opencontainers.image.title="relabel-coordinator" \
       org.opencontainers.image.description="Owns a training run with ReLabel targets" \
       org.opencontainers.image.licenses="Apache-2.0"
+# The certificates that object stores are known by.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates \
+    && rm -rf /var/lib/apt/lists/*
 COPY --from=build /out/coordinator /usr/local/bin/coordinator
 COPY --from=build /out/coordinator.cdx.json /usr/share/sbom/coordinator.cdx.json
 COPY LICENSE /usr/share/doc/relabel/LICENSE

@@ -32,7 +32,7 @@ LABEL org.opencontainers.image.title="relabel-worker" \
       org.opencontainers.image.description="One rank of a training run with ReLabel targets" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends libstdc++6 libgomp1 \
+    && apt-get install --yes --no-install-recommends ca-certificates libstdc++6 libgomp1 \
     && rm -rf /var/lib/apt/lists/*
 # The worker looks for libtorch in ../lib, and libtorch for CUDA's libraries beside itself.
 COPY --from=build /out/torch /opt/relabel/torch

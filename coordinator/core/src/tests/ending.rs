@@ -325,3 +325,41 @@ fn what_a_worker_that_leaves_alone_holds_is_saved_before_others_go_on() {
     assert!(commands.iter().any(released), "{commands:?}");
     assert_eq!(formations(&commands)[0].position, position);
 }
+
+#[test]
+fn checkpoints_that_cannot_keep_up_are_left_out_but_not_the_last() {
+    let settings = Settings { epochs: 5, checkpoint_every_steps: 0, keep_checkpoints: 9, ..settings(1) };
+    let mut run = Run::new(settings, History::default());
+    join(&mut run, 1, None);
+    say(&mut run, 1, FromWorker::Indexed(dataset()));
+    let (generation, begin) = (Generation(1), Position::default());
+    let mut commands = say(&mut run, 1, FromWorker::Ready { generation, held: begin, epoch_loss: None });
+    // Each epoch is better than the one before; nothing that is ordered is written.
+    for epoch in 0..5 {
+        let position = Position { epoch, step: 10 };
+        let progress = FromWorker::Progress { generation, position, steps: vec![], pace: Pace::default() };
+        commands.extend(say(&mut run, 1, progress));
+        let top1 = u64::from(epoch);
+        let part = validation::Part { epoch, range: 0..33, top1, top5: 20, loss_sum: 1.0 };
+        commands.extend(say(&mut run, 1, FromWorker::Validated { generation, part }));
+    }
+    let mut saved: Vec<_> = commands
+        .iter()
+        .filter_map(|c| match c {
+            Command::Send { message: ToWorker::Checkpoint { duty, at, .. }, .. } => Some((*duty, *at)),
+            _ => None,
+        })
+        .collect();
+    let epochs: Vec<_> = saved.iter().map(|(_, at)| at.epoch).collect();
+    assert_eq!(epochs, [1, 2, 5], "{commands:?}");
+    let lost = |epoch| commands.contains(&Command::Persist(Fact::BestLost { epoch }));
+    assert_eq!([0, 1, 2, 3, 4].map(lost), [false, false, true, true, false]);
+    // Once they are written, the run is over.
+    let (last, at) = saved.pop().expect("one is the last");
+    for (duty, position) in saved.into_iter().chain([(last, at)]) {
+        let written =
+            Written { file: format!("e{}", position.epoch), bytes: 1, blake3: "b".into(), position };
+        commands = say(&mut run, 1, FromWorker::CheckpointWritten { duty, written });
+    }
+    assert_eq!(outcome(&commands), Some(Outcome::Done));
+}
