@@ -1,5 +1,5 @@
 //! What tch does not expose of libtorch, behind a safe face: memory formats, gradients that are views
-//! of one buffer, tensors read and written as slices, the fused SGD kernel, mixed precision, and TorchScript modules
+//! of one buffer, tensors read and written as slices, the fused SGD kernel, a fused BatchNorm, mixed precision, and TorchScript modules
 //! with all their tensors.
 //!
 //! This is the one module of the worker that talks to C++ (`*.cpp`); everything here may be called
@@ -17,12 +17,16 @@ use torch_sys::C_tensor;
 
 mod about;
 pub mod cuda;
+mod normalize;
+#[cfg(test)]
+mod normalize_tests;
 mod precision;
 mod script;
 #[cfg(test)]
 mod tests;
 
 pub use about::{About, about};
+pub use normalize::{BatchNorm, batch_norm};
 #[cfg(test)]
 pub(crate) use precision::layouts;
 pub use precision::{autocast, prepare, unscale};
