@@ -52,6 +52,6 @@ fn shim() {
         .warnings(false)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .files(["shim", "precision", "layouts"].map(|name| format!("src/torch/{name}.cpp")))
+        .files(["shim", "precision", "layouts", "hooks"].map(|name| format!("src/torch/{name}.cpp")))
         .compile("relabel_torch_shim");
 }

@@ -61,13 +61,9 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// The parts of at most `elements` that `slice` consists of.
-    pub(super) fn chunks<'a>(slice: &'a DeviceSlice<'_>, elements: usize) -> impl Iterator<Item = Self> + 'a {
-        (0..slice.length).step_by(elements.max(1)).map(move |first| Self {
-            address: slice.address + (first * size_of::<f32>()) as CUdeviceptr,
-            count: elements.min(slice.length - first),
-            kind: Kind::Float32,
-        })
+    /// All of `slice`.
+    pub(super) fn of(slice: &DeviceSlice<'_>) -> Self {
+        Self { address: slice.address, count: slice.length, kind: Kind::Float32 }
     }
 }
 

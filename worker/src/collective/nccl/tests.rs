@@ -89,8 +89,8 @@ fn ranks(
     ranks
 }
 
-/// More than one bucket, and no multiple of anything.
-const LONG: usize = BUCKET_BYTES / 4 + 12_345;
+/// Many pieces of the stub's, and no multiple of anything.
+const LONG: usize = (25 << 18) + 12_345;
 
 fn value(rank: u32, index: usize) -> f32 {
     (index % 1013) as f32 * (rank + 1) as f32
@@ -172,7 +172,7 @@ fn child_rank() {
         if scenario == "silent" && rank == 1 && round == 3 {
             std::thread::sleep(Duration::from_secs(60));
         }
-        match nccl.all_reduce_device(&on_device(&mut buffer)) {
+        match nccl.all_reduce_in_turn([on_device(&mut buffer)]) {
             Ok(()) => buffer = values(rank, 100_000),
             Err(error) => {
                 let after = aborted_at.get().map_or(0, |at| at.elapsed().as_millis());
@@ -186,6 +186,32 @@ fn child_rank() {
     }
 }
 
+/// Whether slices are summed that libtorch is still to fill when they are given: what fills each is queued on the default
+/// stream just before, and takes its time.
+fn sums_in_turn(nccl: &mut Nccl) -> bool {
+    const SLICES: usize = 5;
+    let (rank, world, length) = (nccl.rank(), nccl.world(), LONG / SLICES);
+    let (filled, mut buffer) = (values(rank, length * SLICES), vec![-1.0; length * SLICES]);
+    let slices = buffer.chunks_mut(length).zip(filled.chunks(length)).map(|(slice, values)| {
+        queue_copy(slice, values);
+        on_device(slice)
+    });
+    nccl.all_reduce_in_turn(slices).unwrap();
+    sums_are_right(world, &buffer)
+}
+
+/// Queues a copy of `values` into `slice` on the default stream, as an operator of libtorch is.
+#[allow(unsafe_code)]
+fn queue_copy(slice: &mut [f32], values: &[f32]) {
+    let (address, api) = (slice.as_mut_ptr() as u64, Api::load().unwrap());
+    // SAFETY: the stub's GPU memory is main memory; both hold so many bytes, and the caller waits for the stream before
+    // it lets go of them.
+    let code = unsafe {
+        (api.to_device)(address, values.as_ptr().cast(), size_of_val(values), std::ptr::null_mut())
+    };
+    api.cuda("copy to the GPU", code).unwrap();
+}
+
 /// One of everything, and whether each came out right.
 fn exchange(nccl: &mut Nccl) {
     let (rank, world) = (nccl.rank(), nccl.world());
@@ -196,8 +222,9 @@ fn exchange(nccl: &mut Nccl) {
         }
     };
     let mut long = values(rank, LONG);
-    nccl.all_reduce_device(&on_device(&mut long)).unwrap();
+    nccl.all_reduce_in_turn([on_device(&mut long)]).unwrap();
     check("the sum where it is".into(), sums_are_right(world, &long));
+    check("the sums in turn".into(), sums_in_turn(nccl));
     for length in [0, 1, 3, 70_001] {
         let mut short = values(rank, length);
         nccl.all_reduce(&mut short).unwrap();

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::*;
-use crate::collective::{Solo, buckets};
+use crate::collective::Solo;
 
 const TOKEN: [u8; 32] = [42; 32];
 
@@ -99,19 +99,6 @@ fn sums_are_right_and_the_same_bits_on_every_rank() {
                 assert!(bits(&results[rank][i]) == bits(&results[0][i]), "world {world}, length {length}");
             }
         }
-    }
-}
-
-#[test]
-fn buckets_give_every_element_its_sum() {
-    for bucket_bytes in [0, 4, 28, 4000, buckets::BUCKET_BYTES] {
-        let sums = in_world(3, |collective| {
-            let mut gradients = values(collective.rank(), 1003);
-            buckets::all_reduce(collective, &mut gradients, bucket_bytes).unwrap();
-            gradients
-        });
-        assert_sums(3, &sums[0]);
-        assert!(bits(&sums[0]) == bits(&sums[1]) && bits(&sums[0]) == bits(&sums[2]));
     }
 }
 
