@@ -43,11 +43,11 @@ pub enum TorchError {
         #[source]
         source: tch::TchError,
     },
-    /// A slice was asked of a tensor that is not one dense block of such values in main memory.
+    /// A slice was asked of a tensor that is not one dense block of such values in that memory.
     #[error(
-        "a tensor of {kind:?} on {device:?}, contiguous: {contiguous}, is not a slice of {wanted} in main memory"
+        "a tensor of {kind:?} on {device:?}, contiguous: {contiguous}, is not a slice of {wanted} in {memory}"
     )]
-    NotASlice { wanted: &'static str, kind: Kind, device: Device, contiguous: bool },
+    NotASlice { wanted: &'static str, memory: &'static str, kind: Kind, device: Device, contiguous: bool },
     /// The values do not fill the shape.
     #[error("{bytes} bytes do not fill a tensor of shape {shape:?} and kind {kind:?}")]
     WrongLength { bytes: usize, shape: Vec<i64>, kind: Kind },
@@ -209,7 +209,7 @@ pub fn as_bytes(tensor: &Tensor) -> Result<&[u8], TorchError> {
 fn dense(tensor: &Tensor, kind: Option<Kind>, wanted: &'static str) -> Result<(*mut u8, usize), TorchError> {
     let (found, device, contiguous) = (tensor.kind(), tensor.device(), tensor.is_contiguous());
     if device != Device::Cpu || !contiguous || kind.is_some_and(|kind| kind != found) {
-        return Err(TorchError::NotASlice { wanted, kind: found, device, contiguous });
+        return Err(TorchError::NotASlice { wanted, memory: "main memory", kind: found, device, contiguous });
     }
     // An empty tensor has no memory, and a slice may not be null.
     match tensor.numel() {

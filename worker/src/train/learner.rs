@@ -269,9 +269,9 @@ impl Learner {
                 self.hooks = Some(GradientHooks::install(parameters)?);
             }
             let ready = Arc::new(Ready::new(self.gradients.buckets().clone()));
-            let views = self.gradients.views();
+            let (views, wire) = (self.gradients.views(), self.config.compute.wire);
             let fill = || self.fill(batch, ask, masks, Some(&ready));
-            let ((), timeline) = overlap::overlapped(ring, views, &ready, fill)?;
+            let ((), timeline) = overlap::overlapped(ring, views, wire, &ready, fill)?;
             let times = (timeline.waited(), timeline.communicated());
             self.timeline = Some(timeline);
             times

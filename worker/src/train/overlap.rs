@@ -8,7 +8,9 @@
 use std::panic::resume_unwind;
 use std::time::{Duration, Instant};
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
+
+use relabel_config::Wire;
 
 use super::learner::StepError;
 use crate::collective::buckets::Ready;
@@ -60,20 +62,22 @@ impl Timeline {
 }
 
 /// Runs `compute`, which fills `views` and tells `ready` of it, and sums the views meanwhile, the last one when it has
-/// returned. `views` are what [`FlatGradients::views`](crate::model::FlatGradients::views) gives.
+/// returned. `views` are what [`FlatGradients::views`](crate::model::FlatGradients::views) gives; those of gradients go
+/// over the wire as `wire` says, and the last one, whose sums are counts too, in float32.
 ///
 /// # Errors
 /// That of `compute`, after which the collective has been aborted; or that of a sum.
 pub fn overlapped<T>(
     ring: &mut dyn Collective,
     views: Vec<Tensor>,
+    wire: Wire,
     ready: &Ready,
     compute: impl FnOnce() -> Result<T, StepError>,
 ) -> Result<(T, Timeline), StepError> {
     let (began, abort) = (Instant::now(), ring.abort_handle());
     std::thread::scope(|scope| {
         let sums = std::thread::Builder::new().name("gradients".into());
-        let sums = sums.spawn_scoped(scope, move || in_turn(ring, views, ready)).map_err(|source| {
+        let sums = sums.spawn_scoped(scope, move || in_turn(ring, views, wire, ready)).map_err(|source| {
             CollectiveError::Local { doing: "start the thread that sums gradients", source }
         })?;
         let mut unfinished = Unfinished { ready, abort: Some(abort) };
@@ -106,34 +110,60 @@ impl Drop for Unfinished<'_> {
 fn in_turn(
     ring: &mut dyn Collective,
     mut views: Vec<Tensor>,
+    wire: Wire,
     ready: &Ready,
 ) -> Result<Vec<Passage>, StepError> {
     let on_gpu = views.first().is_some_and(|view| view.device().is_cuda());
     if on_gpu && let Some(nccl) = ring.nccl() {
-        return on_the_gpu(nccl, &mut views, ready);
+        return on_the_gpu(nccl, &mut views, wire, ready);
     }
     let mut passages = Vec::with_capacity(views.len());
+    let last = views.len() - 1;
     for (bucket, view) in views.iter_mut().enumerate() {
         let Some(since) = ready.wait(bucket) else { break };
         let begun = Instant::now();
-        in_main_memory(view, |values| Ok(ring.all_reduce(values)?))?;
+        in_main_memory(view, |values| match wire {
+            Wire::Bf16 if bucket < last => Ok(ring.all_reduce_bf16(values)?),
+            _ => Ok(ring.all_reduce(values)?),
+        })?;
         passages.push(Passage { bytes: bytes(view), ready: since, begun, done: Instant::now() });
     }
     Ok(passages)
 }
 
-/// The same where they are.
-fn on_the_gpu(nccl: &mut Nccl, views: &mut [Tensor], ready: &Ready) -> Result<Vec<Passage>, StepError> {
-    let (mut passages, mut failed) = (Vec::with_capacity(views.len()), None);
-    let slices = views.iter_mut().enumerate().map_while(|(bucket, view)| {
+/// The same where they are, or from copies in bfloat16 there.
+fn on_the_gpu(
+    nccl: &mut Nccl,
+    views: &mut [Tensor],
+    wire: Wire,
+    ready: &Ready,
+) -> Result<Vec<Passage>, StepError> {
+    let (mut passages, mut failed, last) = (Vec::with_capacity(views.len()), None, views.len() - 1);
+    // What goes over the wire, if that is not the view itself. None of it may go before its sum is there.
+    let mut rounded: Vec<Option<Tensor>> = views.iter().map(|_| None).collect();
+    let slices = views.iter_mut().zip(&mut rounded).enumerate().map_while(|(bucket, (view, rounded))| {
         let since = ready.wait(bucket)?;
         let begun = Instant::now();
         passages.push(Passage { bytes: bytes(view), ready: since, begun, done: begun });
-        torch::cuda::slice(view).map_err(|error| failed = Some(error)).ok()
+        let slice = match wire {
+            // Queued behind what fills the view.
+            Wire::Bf16 if bucket < last => view
+                .f_to_kind(Kind::BFloat16)
+                .map_err(|source| TorchError::Tch { operation: "round gradients", source })
+                .and_then(|copy| torch::cuda::slice(rounded.insert(copy))),
+            _ => torch::cuda::slice(view),
+        };
+        slice.map_err(|error| failed = Some(error)).ok()
     });
     nccl.all_reduce_in_turn(slices)?;
     if let Some(error) = failed {
         return Err(error.into());
+    }
+    for (view, rounded) in views.iter_mut().zip(&rounded) {
+        if let Some(sums) = rounded {
+            let widened = view.f_copy_(sums);
+            widened.map_err(|source| TorchError::Tch { operation: "widen gradients", source })?;
+        }
     }
     let done = Instant::now();
     passages.iter_mut().for_each(|passage| passage.done = done);

@@ -23,7 +23,7 @@ pub use ffi::{ID_BYTES, NcclError, version};
 pub use port::DeviceSlice;
 use port::{Kind, Part, Port};
 
-use super::{AbortHandle, Collective, CollectiveError};
+use super::{AbortHandle, Collective, CollectiveError, bf16};
 
 /// How often NCCL and the event are asked: at first without a pause, for a sum takes less than the shortest one.
 const SPIN: Duration = Duration::from_micros(200);
@@ -262,6 +262,18 @@ impl Collective for Nccl {
             return self.call(|_| Ok(()));
         }
         self.staged(bytemuck::cast_slice_mut(values), Kind::Float32, |port, part| port.all_reduce(part))
+    }
+
+    fn all_reduce_bf16(&mut self, values: &mut [f32]) -> Result<(), CollectiveError> {
+        if values.is_empty() {
+            return self.call(|_| Ok(()));
+        }
+        let mut rounded = vec![0_u16; values.len()];
+        bf16::round_all(values, &mut rounded);
+        let bytes = bytemuck::cast_slice_mut(&mut rounded);
+        self.staged(bytes, Kind::Bfloat16, |port, part| port.all_reduce(part))?;
+        bf16::widen_all(&rounded, values);
+        Ok(())
     }
 
     fn broadcast(&mut self, bytes: &mut [u8], root: u32) -> Result<(), CollectiveError> {

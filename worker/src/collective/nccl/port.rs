@@ -25,21 +25,24 @@ const SUM: c_int = 0;
 pub(super) enum Kind {
     Byte = 1,
     Float32 = 7,
+    Bfloat16 = 9,
 }
 
 impl Kind {
     fn bytes(self) -> usize {
         match self {
             Self::Byte => 1,
+            Self::Bfloat16 => 2,
             Self::Float32 => 4,
         }
     }
 }
 
-/// f32 values in a GPU's memory, borrowed.
+/// Values in a GPU's memory, borrowed.
 pub struct DeviceSlice<'a> {
     address: CUdeviceptr,
     length: usize,
+    kind: Kind,
     owner: PhantomData<&'a mut [f32]>,
 }
 
@@ -48,7 +51,13 @@ impl DeviceSlice<'_> {
     /// `length` f32 values lie at `address` in the memory of the GPU that the communicator is for, and nothing
     /// else uses them while this lives, but for what is queued on the default stream already.
     pub unsafe fn new(address: u64, length: usize) -> Self {
-        Self { address, length, owner: PhantomData }
+        Self { address, length, kind: Kind::Float32, owner: PhantomData }
+    }
+
+    /// # Safety
+    /// As [`Self::new`], of bfloat16 values.
+    pub unsafe fn of_bf16(address: u64, length: usize) -> Self {
+        Self { address, length, kind: Kind::Bfloat16, owner: PhantomData }
     }
 }
 
@@ -63,7 +72,7 @@ pub(super) struct Part {
 impl Part {
     /// All of `slice`.
     pub(super) fn of(slice: &DeviceSlice<'_>) -> Self {
-        Self { address: slice.address, count: slice.length, kind: Kind::Float32 }
+        Self { address: slice.address, count: slice.length, kind: slice.kind }
     }
 }
 

@@ -112,6 +112,23 @@ fn on_device(values: &mut [f32]) -> DeviceSlice<'_> {
     unsafe { DeviceSlice::new(values.as_mut_ptr() as u64, values.len()) }
 }
 
+/// The same of bfloat16.
+#[allow(unsafe_code)]
+fn on_device_in_bf16(values: &mut [u16]) -> DeviceSlice<'_> {
+    // SAFETY: as above.
+    unsafe { DeviceSlice::of_bf16(values.as_mut_ptr() as u64, values.len()) }
+}
+
+/// Within the roundings of what is sent and of the sum, and not all of them exact.
+fn sums_are_near(world: u32, values: &[f32]) -> bool {
+    let all = (world * (world + 1) / 2) as f32;
+    let near = |(index, &sum): (usize, &f32)| {
+        let exact = (index % 1013) as f32 * all;
+        (sum - exact).abs() <= 2.1 / 256.0 * exact
+    };
+    values.iter().enumerate().all(near) && (values.len() < 1000 || !sums_are_right(world, values))
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -230,6 +247,17 @@ fn exchange(nccl: &mut Nccl) {
         nccl.all_reduce(&mut short).unwrap();
         check(format!("the sum of {length} values"), sums_are_right(world, &short));
     }
+    for length in [0, 1, 70_001] {
+        let mut short = values(rank, length);
+        nccl.all_reduce_bf16(&mut short).unwrap();
+        check(format!("the sum of {length} values in bfloat16"), sums_are_near(world, &short));
+    }
+    let mut rounded = vec![0_u16; 1_234_567];
+    bf16::round_all(&values(rank, 1_234_567), &mut rounded);
+    nccl.all_reduce_in_turn([on_device_in_bf16(&mut rounded)]).unwrap();
+    let mut sums = vec![0.0; rounded.len()];
+    bf16::widen_all(&rounded, &mut sums);
+    check("the sum in bfloat16 where it is".into(), sums_are_near(world, &sums));
     for (root, length) in [(0, 0), (1, 1), (world - 1, 3_000_001)] {
         let of = |rank: u32| -> Vec<u8> { (0..length).map(|n| (n % 251) as u8 ^ rank as u8).collect() };
         let mut bytes = of(rank);

@@ -1,6 +1,8 @@
 //! Steps with other ranks, over real rings.
 #![allow(clippy::unwrap_used)]
 
+use relabel_config::Wire;
+
 use super::tests::{ask, batch, config, tensors};
 use super::*;
 use crate::collective::Solo;
@@ -81,6 +83,33 @@ fn what_ranks_sum_beside_backward_is_the_sum_of_what_each_computes_alone() {
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn gradients_in_bfloat16_move_all_ranks_alike_and_the_rest_is_not_rounded() {
+    let step = |wire| {
+        let ranks = in_world(3, |ring| {
+            let mut learner = learner("resnet18", 0);
+            learner.config.compute.wire = wire;
+            let own = slice(&learner, 2 * ring.rank() as usize, 2);
+            let stepped = learner.step(&own, ask(6), ring).unwrap();
+            (buffer(&learner), tensors(&learner), stepped.loss_sum)
+        });
+        for rank in &ranks {
+            assert!(bits(&rank.0) == bits(&ranks[0].0) && rank.1 == ranks[0].1);
+        }
+        let gradients: usize = learner("resnet18", 0).gradients.buckets().ranges().map(|r| r.len()).sum();
+        let [(sums, _, loss), ..] = &ranks[..] else { panic!() };
+        (sums[..gradients].to_vec(), sums[gradients..].to_vec(), *loss)
+    };
+    let (exact, rounded) = (step(Wire::Fp32), step(Wire::Bf16));
+    assert_eq!((&exact.1, exact.2), (&rounded.1, rounded.2));
+    assert!(exact.1.iter().any(|value| value.to_bits() & 0xffff != 0), "there was something to round");
+    assert!(rounded.0.iter().all(|value| value.to_bits() & 0xffff == 0), "bfloat16");
+    let length = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v * v)).sum::<f64>().sqrt();
+    let apart = length(&mut exact.0.iter().zip(&rounded.0).map(|(a, b)| a - b));
+    let part = apart / length(&mut exact.0.iter().copied());
+    assert!(part > 1e-4 && part < 3.0 / 256.0, "{part}");
 }
 
 #[test]

@@ -37,6 +37,10 @@ impl Collective for Twin {
         Ok(())
     }
 
+    fn all_reduce_bf16(&mut self, _: &mut [f32]) -> Result<(), CollectiveError> {
+        unimplemented!()
+    }
+
     fn broadcast(&mut self, _: &mut [u8], _: u32) -> Result<(), CollectiveError> {
         unimplemented!()
     }
@@ -100,7 +104,7 @@ fn buckets_are_summed_while_backward_still_runs() {
     let (early, kept) = (Arc::clone(&sums), Arc::clone(&heard));
     let loss = network.loss();
     let wanted = ranges.len() - 1;
-    let summed = overlapped(&mut twin, network.gradients.views(), &network.ready, || {
+    let summed = overlapped(&mut twin, network.gradients.views(), Wire::Fp32, &network.ready, || {
         network.backward(&loss, move |gradient| {
             // The first weights are the last to get a gradient. Backward goes no further until all buckets but theirs
             // have been summed.
@@ -129,7 +133,7 @@ fn a_backward_that_fails_half_way_ends_the_step_on_every_rank() {
     let failed = in_world(2, |ring| {
         let network = Network::new();
         let rank = ring.rank();
-        let step = overlapped(ring, network.gradients.views(), &network.ready, || {
+        let step = overlapped(ring, network.gradients.views(), Wire::Fp32, &network.ready, || {
             let loss = network.loss();
             if rank == 0 {
                 // What backward needs of the third stage is not there any more when it gets so far.
@@ -155,7 +159,9 @@ fn a_panic_lets_go_of_the_other_thread() {
     let network = Network::new();
     let caught = catch_unwind(AssertUnwindSafe(|| {
         let views = network.gradients.views();
-        overlapped(&mut twin, views, &network.ready, || -> Result<(), _> { panic!("in the network") })
+        overlapped(&mut twin, views, Wire::Fp32, &network.ready, || -> Result<(), _> {
+            panic!("in the network")
+        })
     }));
     assert_eq!(*caught.err().unwrap().downcast_ref::<&str>().unwrap(), "in the network");
     assert!(sums.try_recv().is_err() && twin.abort.reason().is_some());
@@ -173,7 +179,7 @@ fn an_abort_ends_the_sum_that_waits_for_a_peer() {
         }
         let network = Network::new();
         let (loss, abort) = (network.loss(), ring.abort_handle());
-        let step = overlapped(ring, network.gradients.views(), &network.ready, || {
+        let step = overlapped(ring, network.gradients.views(), Wire::Fp32, &network.ready, || {
             network.backward(&loss, move |gradient| {
                 if gradient == 0 {
                     abort.abort("rank 1 is to go");
@@ -202,7 +208,7 @@ fn a_parameter_that_is_not_used_blocks_nothing() {
     let (said, sums) = mpsc::channel();
     let mut twin = Twin { abort: AbortHandle::new(), sums: said };
     let told = Arc::clone(&ready);
-    overlapped(&mut twin, views, &ready, || {
+    overlapped(&mut twin, views, Wire::Fp32, &ready, || {
         let listener = Arc::new(move |gradient| told.arrived(gradient));
         hooks.listen(listener, || used.square().sum(Kind::Float).backward());
         Ok(())
