@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use relabel_config::{Config, Precision};
+use relabel_config::{Config, Precision, Wire};
 use relabel_core::Position;
 use tch::Device;
 use worker::collective::tcp::{Membership, Ring, Timeouts};
@@ -38,6 +38,9 @@ struct Args {
     threads: usize,
     #[arg(long, value_enum, default_value_t = Precision::Fp32)]
     precision: Precision,
+    /// What gradients are sent in.
+    #[arg(long, value_enum, default_value_t = Wire::Fp32)]
+    wire: Wire,
     /// Steps that are measured; one goes before.
     #[arg(long, default_value_t = 7)]
     steps: u32,
@@ -104,6 +107,7 @@ fn run_rank(rank: u32, args: &Args) -> Result<()> {
     config.model.arch = args.arch.clone();
     config.data.image_size = args.size;
     config.compute.precision = args.precision.into();
+    config.compute.wire = args.wire;
     let mut learner = Learner::new(&config, 1000, 1000, Device::Cpu)?;
     let batch = batch(args);
     let planned = u64::from(args.batch * world);
@@ -171,10 +175,11 @@ fn report(args: &Args, alone: Duration, step: Duration, timeline: &Timeline) {
     let (waited, communicated) = (ms(timeline.waited()), ms(timeline.communicated()));
     let hidden = 1.0 - waited / communicated;
     println!(
-        "{{\"arch\": \"{}\", \"ranks\": {}, \"delay_ms\": {}, \"gbit\": {}, \"step_ms\": {:.1}, \"alone_ms\": {:.1}, \
+        "{{\"arch\": \"{}\", \"ranks\": {}, \"wire\": \"{}\", \"delay_ms\": {}, \"gbit\": {}, \"step_ms\": {:.1}, \"alone_ms\": {:.1}, \
          \"communicated_ms\": {communicated:.1}, \"waited_ms\": {waited:.1}, \"hidden\": {hidden:.3}}}",
         args.arch,
         args.ranks,
+        args.wire.name(),
         args.delay_ms,
         args.gbit.map_or("null".to_owned(), |gbit| gbit.to_string()),
         ms(step),

@@ -87,8 +87,6 @@ pub struct Stepped {
     pub loss_scale: Option<f32>,
     /// How long this rank waited for the others and the wire, with nothing left to compute.
     pub waited: Duration,
-    /// How long sums were on their way, beside backward or waited for.
-    pub communicated: Duration,
 }
 
 /// What became of a step's update.
@@ -258,11 +256,11 @@ impl Learner {
     fn reduced(&mut self, batch: &Batch, ask: Ask, ring: &mut dyn Collective) -> Result<Stepped, StepError> {
         let Ask { position, may_skip, .. } = ask;
         let masks = masks_seed(self.config.compute.seed, position, ring.rank());
-        let (waited, communicated) = if ring.world() == 1 {
+        let waited = if ring.world() == 1 {
             self.fill(batch, ask, masks, None)?;
             // There is nothing to sum, but the generation may be over.
             ring.all_reduce(&mut [])?;
-            (Duration::ZERO, Duration::ZERO)
+            Duration::ZERO
         } else {
             if self.hooks.is_none() {
                 let parameters = self.model.parameters().iter().map(|(_, parameter)| parameter);
@@ -272,9 +270,7 @@ impl Learner {
             let (views, wire) = (self.gradients.views(), self.config.compute.wire);
             let fill = || self.fill(batch, ask, masks, Some(&ready));
             let ((), timeline) = overlap::overlapped(ring, views, wire, &ready, fill)?;
-            let times = (timeline.waited(), timeline.communicated());
-            self.timeline = Some(timeline);
-            times
+            self.timeline.insert(timeline).waited()
         };
 
         let scalars = self.gradients.scalars()?;
@@ -299,7 +295,6 @@ impl Learner {
             update: if loss_sum.is_finite() { Update::Done } else { Update::NoLoss },
             loss_scale: None,
             waited,
-            communicated,
         };
         if stepped.update == Update::NoLoss && !may_skip {
             let (loss, samples) = (stepped.loss_sum, batch.sample_ids.clone());
