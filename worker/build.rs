@@ -59,6 +59,6 @@ fn shim() {
         loops.flag("-march=x86-64-v3");
     }
     loops.file("src/torch/normalize.cpp").compile("relabel_torch_loops");
-    shim.files(["shim", "precision", "layouts"].map(|name| format!("src/torch/{name}.cpp")))
+    shim.files(["shim", "precision", "layouts", "hooks"].map(|name| format!("src/torch/{name}.cpp")))
         .compile("relabel_torch_shim");
 }
