@@ -21,7 +21,7 @@ pub use arch::{ARCHS, SCRIPT, file_stem, parameters};
 pub use evaluation::{EvalOptions, NamedSet, NetworkOptions};
 pub use labelling::LabelOptions;
 pub use picture::{PICTURES, Picture};
-pub use precision::{Precision, PrecisionChoice};
+pub use precision::{Precision, PrecisionChoice, Wire};
 pub use processor::unfit_processor;
 pub use schema::{IGNORED, Kind, Setting, Value, nearest, schema};
 pub use validate::{Invalid, s3_folder, validate};
@@ -239,6 +239,8 @@ pub struct Compute {
     pub opt_level: String,
     /// What convolutions and matrix products compute in.
     pub precision: PrecisionChoice,
+    /// What gradients are sent in.
+    pub wire: Wire,
     /// Images that a worker takes through the network at once; 0 for all of its slice.
     pub micro_batch: u32,
     /// Loader threads of one worker at most; never more than its share of the machine's cores.
@@ -414,6 +416,7 @@ impl Default for Compute {
             gpu: -1,
             opt_level: "O1".into(),
             precision: PrecisionChoice::Auto,
+            wire: Wire::Fp32,
             micro_batch: 0,
             num_workers: 32,
         }

@@ -1,4 +1,4 @@
-//! In which numbers a network computes.
+//! In which numbers a network computes, and ranks send each other gradients.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,29 @@ impl PrecisionChoice {
             Self::Tf32 => Precision::Tf32.name(),
             Self::Bf16 => Precision::Bf16.name(),
             Self::Fp16 => Precision::Fp16.name(),
+        }
+    }
+}
+
+/// What gradients are sent in, as `compute.wire` says. Sums are added up in float32 either way, and all ranks get the
+/// same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[value(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase")]
+pub enum Wire {
+    /// float32
+    #[default]
+    Fp32,
+    /// bfloat16: half the bytes, each sum off by up to 1/256 for every rank that adds to it
+    Bf16,
+}
+
+impl Wire {
+    /// As options have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Bf16 => "bf16",
         }
     }
 }

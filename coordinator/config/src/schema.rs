@@ -300,6 +300,8 @@ static SCHEMA: &[Setting] = settings! {
         "The reference's apex level, for GPUs and precision auto: O0 is fp32, O1 to O3 are fp16";
     "compute.precision", Kind::Choice(&["auto", "fp32", "tf32", "bf16", "fp16"]), |c| text(c.compute.precision.name()),
         "What convolutions and products compute in; auto: fp32 on a CPU, as opt_level says on a GPU";
+    "compute.wire", Kind::Choice(&["fp32", "bf16"]), |c| text(c.compute.wire.name()),
+        "What gradients are sent in between workers; bf16 halves the bytes and rounds each sum";
     "compute.micro_batch", count(0), |c| Value::Whole(c.compute.micro_batch.into()),
         "Images a worker takes through the network at once, which saves memory; 0 for all of its slice";
     "compute.num_workers", count(1), |c| Value::Whole(c.compute.num_workers.into()),

@@ -5,6 +5,7 @@
 //! dropped, and the next generation forms a new one. This module knows nothing of tensors or libtorch.
 
 mod abort;
+mod bf16;
 pub mod buckets;
 mod error;
 pub mod nccl;
@@ -30,6 +31,11 @@ pub trait Collective: Send {
     /// Replaces each element by its sum over all ranks. The result is the same bit for bit on every
     /// rank: one rank computes each sum, the others copy it.
     fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), CollectiveError>;
+
+    /// As [`Self::all_reduce`] with half the bytes: a value or sum is rounded to bfloat16 whenever it is sent, and what a
+    /// rank adds up it adds up in float32. The sum of the values x of n ranks is off by at most about n/256 times the
+    /// sum of |x|: each of the n-1 partial sums that are sent, and the sum itself, is off by 1/256 of it at most.
+    fn all_reduce_bf16(&mut self, values: &mut [f32]) -> Result<(), CollectiveError>;
 
     /// Replaces `bytes` on every rank by those of `root`. The root may return before the others have them.
     fn broadcast(&mut self, bytes: &mut [u8], root: u32) -> Result<(), CollectiveError>;

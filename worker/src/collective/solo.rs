@@ -28,6 +28,10 @@ impl Collective for Solo {
         self.abort.check()
     }
 
+    fn all_reduce_bf16(&mut self, _values: &mut [f32]) -> Result<(), CollectiveError> {
+        self.abort.check()
+    }
+
     fn broadcast(&mut self, _bytes: &mut [u8], root: u32) -> Result<(), CollectiveError> {
         if root != 0 {
             return Err(CollectiveError::Invalid(format!("broadcast from rank {root} in a world of 1")));

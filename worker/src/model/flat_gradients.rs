@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::Model;
-use crate::collective::nccl::DeviceSlice;
+use crate::collective::buckets::{BUCKET_BYTES, Buckets, END_BYTES};
 use crate::torch::{self, TorchError};
 
 /// One flat f32 buffer that lies on the model's device and holds, one after the other,
@@ -14,9 +14,11 @@ use crate::torch::{self, TorchError};
 /// 3. scalars of the caller: sums of losses, counts.
 ///
 /// So summing the buffers of all ranks sums everything that a step shares. Has to be made anew after
-/// [`Model::to_channels_last`]. No slice of it may be alive while backward runs.
+/// [`Model::to_channels_last`]. While backward runs, of a view only what it is through with may be touched.
 pub struct FlatGradients {
     flat: Tensor,
+    /// How the gradients are cut.
+    buckets: Buckets,
     /// Each running statistic, its place in `flat`, and its value before the step.
     statistics: Vec<(Tensor, Tensor, Tensor)>,
     /// Values that are gradients: the first part.
@@ -36,9 +38,9 @@ impl FlatGradients {
             true => Vec::new(),
             false => model.buffers().iter().map(|(_, t)| t).filter(|t| t.kind() == Kind::Float).collect(),
         };
-        let count = |tensors: &mut dyn Iterator<Item = &Tensor>| tensors.map(Tensor::numel).sum::<usize>();
-        let in_gradients = count(&mut model.parameters().iter().map(|(_, p)| p));
-        let in_statistics = count(&mut statistics.iter().copied());
+        let lengths: Vec<usize> = model.parameters().iter().map(|(_, p)| p.numel()).collect();
+        let in_gradients = lengths.iter().sum::<usize>();
+        let in_statistics = statistics.iter().map(|t| t.numel()).sum::<usize>();
         let length = (in_gradients + in_statistics + scalars) as i64;
         let flat = Tensor::f_zeros([length], (Kind::Float, model.device()))
             .map_err(|source| TorchError::Tch { operation: "allocate the gradient buffer", source })?;
@@ -54,7 +56,8 @@ impl FlatGradients {
             torch::set_grad(parameter, &place(parameter))?;
         }
         let statistics = statistics.into_iter().map(|t| (t.shallow_clone(), place(t), t.copy())).collect();
-        Ok(Self { flat, statistics, gradients: in_gradients, scalars })
+        let buckets = Buckets::new(&lengths, END_BYTES, BUCKET_BYTES);
+        Ok(Self { flat, buckets, statistics, gradients: in_gradients, scalars })
     }
 
     /// Values in the whole buffer.
@@ -84,30 +87,16 @@ impl FlatGradients {
         torch::unscale(&mut self.flat.narrow(0, 0, self.gradients as i64), inverse_scale)
     }
 
-    /// The whole buffer in the memory of the GPU, to reduce where it is; none in main memory.
-    ///
-    /// # Errors
-    /// What libtorch throws.
-    pub fn on_device(&mut self) -> Result<Option<DeviceSlice<'_>>, TorchError> {
-        torch::cuda::slice(&mut self.flat)
+    /// How the gradients are cut, each by its number among [`Model::parameters`].
+    pub fn buckets(&self) -> &Buckets {
+        &self.buckets
     }
 
-    /// Does `work` with the buffer, or with a copy in main memory that is put back.
-    ///
-    /// # Errors
-    /// What libtorch throws, and `work`.
-    pub fn in_main_memory<T, E: From<TorchError>>(
-        &mut self,
-        work: impl FnOnce(&mut [f32]) -> Result<T, E>,
-    ) -> Result<T, E> {
-        if self.flat.device() == Device::Cpu {
-            return work(torch::as_f32_mut(&mut self.flat)?);
-        }
-        let copied = |source| TorchError::Tch { operation: "copy gradients between memories", source };
-        let mut copy = self.flat.f_to_device(Device::Cpu).map_err(copied)?;
-        let done = work(torch::as_f32_mut(&mut copy)?)?;
-        self.flat.f_copy_(&copy).map_err(copied)?;
-        Ok(done)
+    /// Views of each bucket, in their order, and of the statistics and scalars as the last: together the whole buffer.
+    pub fn views(&self) -> Vec<Tensor> {
+        let rest = self.gradients..self.len();
+        let parts = self.buckets.ranges().chain([rest]);
+        parts.map(|part| self.flat.narrow(0, part.start as i64, part.len() as i64)).collect()
     }
 
     /// The caller's scalars, the last part of the buffer. On a GPU this waits for what is queued there.

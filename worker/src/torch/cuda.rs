@@ -214,21 +214,23 @@ pub fn open(wanted: u32) -> Result<Device, GpuError> {
     Ok(Device::Cuda(wanted as usize))
 }
 
-/// The values of a dense f32 tensor in a GPU's memory, to sum where they are; none where it is in main memory.
+/// The values of a dense tensor of f32 or bfloat16 in a GPU's memory, to sum where they are.
 ///
 /// # Errors
-/// A tensor of another kind, or one that is not dense.
-pub fn slice(tensor: &mut Tensor) -> Result<Option<DeviceSlice<'_>>, TorchError> {
-    if !tensor.device().is_cuda() {
-        return Ok(None);
-    }
+/// A tensor of another kind, one that is not dense, or one in main memory.
+pub fn slice(tensor: &mut Tensor) -> Result<DeviceSlice<'_>, TorchError> {
     let (kind, device, contiguous) = (tensor.kind(), tensor.device(), tensor.is_contiguous());
-    if kind != Kind::Float || !contiguous {
-        return Err(TorchError::NotASlice { wanted: "f32", kind, device, contiguous });
-    }
-    // SAFETY: so many f32 lie there, and the handle is borrowed exclusively while the slice lives; libtorch queues
-    // what it does with them on the default stream, as nothing here chooses another.
-    Ok(Some(unsafe { DeviceSlice::new(tensor.data_ptr() as u64, tensor.numel()) }))
+    let slice = match kind {
+        Kind::Float if device.is_cuda() && contiguous => DeviceSlice::new,
+        Kind::BFloat16 if device.is_cuda() && contiguous => DeviceSlice::of_bf16,
+        _ => {
+            let (wanted, memory) = ("f32 or bfloat16", "the memory of a GPU");
+            return Err(TorchError::NotASlice { wanted, memory, kind, device, contiguous });
+        }
+    };
+    // SAFETY: so many values of that kind lie there, and the handle is borrowed exclusively while the slice lives;
+    // libtorch queues what it does with them on the default stream, as nothing here chooses another.
+    Ok(unsafe { slice(tensor.data_ptr() as u64, tensor.numel()) })
 }
 
 /// Loads a library for good, its symbols visible to those that are loaded after it. An error says why in one line.

@@ -1,6 +1,6 @@
 //! What tch does not expose of libtorch, behind a safe face: memory formats, gradients that are views
-//! of one buffer, tensors read and written as slices, the fused SGD kernel, mixed precision, and TorchScript modules
-//! with all their tensors.
+//! of one buffer, when each of them is there, tensors read and written as slices, the fused SGD kernel, a fused BatchNorm,
+//! mixed precision, and TorchScript modules with all their tensors.
 //!
 //! This is the one module of the worker that talks to C++ (`*.cpp`); everything here may be called
 //! from safe code with any tensor, and what does not fit is a [`TorchError`].
@@ -17,12 +17,18 @@ use torch_sys::C_tensor;
 
 mod about;
 pub mod cuda;
+mod hooks;
+mod normalize;
+#[cfg(test)]
+mod normalize_tests;
 mod precision;
 mod script;
 #[cfg(test)]
 mod tests;
 
 pub use about::{About, about};
+pub use hooks::{GradientHooks, Listener};
+pub use normalize::{BatchNorm, batch_norm};
 #[cfg(test)]
 pub(crate) use precision::layouts;
 pub use precision::{autocast, prepare, unscale};
@@ -41,11 +47,11 @@ pub enum TorchError {
         #[source]
         source: tch::TchError,
     },
-    /// A slice was asked of a tensor that is not one dense block of such values in main memory.
+    /// A slice was asked of a tensor that is not one dense block of such values in that memory.
     #[error(
-        "a tensor of {kind:?} on {device:?}, contiguous: {contiguous}, is not a slice of {wanted} in main memory"
+        "a tensor of {kind:?} on {device:?}, contiguous: {contiguous}, is not a slice of {wanted} in {memory}"
     )]
-    NotASlice { wanted: &'static str, kind: Kind, device: Device, contiguous: bool },
+    NotASlice { wanted: &'static str, memory: &'static str, kind: Kind, device: Device, contiguous: bool },
     /// The values do not fill the shape.
     #[error("{bytes} bytes do not fill a tensor of shape {shape:?} and kind {kind:?}")]
     WrongLength { bytes: usize, shape: Vec<i64>, kind: Kind },
@@ -207,7 +213,7 @@ pub fn as_bytes(tensor: &Tensor) -> Result<&[u8], TorchError> {
 fn dense(tensor: &Tensor, kind: Option<Kind>, wanted: &'static str) -> Result<(*mut u8, usize), TorchError> {
     let (found, device, contiguous) = (tensor.kind(), tensor.device(), tensor.is_contiguous());
     if device != Device::Cpu || !contiguous || kind.is_some_and(|kind| kind != found) {
-        return Err(TorchError::NotASlice { wanted, kind: found, device, contiguous });
+        return Err(TorchError::NotASlice { wanted, memory: "main memory", kind: found, device, contiguous });
     }
     // An empty tensor has no memory, and a slice may not be null.
     match tensor.numel() {

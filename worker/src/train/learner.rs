@@ -6,6 +6,8 @@
 //! count that came with the sum puts it right. BatchNorm's running statistics and the sums that a report
 //! needs travel in the same buffer, so that every rank holds the same state after every step.
 //!
+//! Where there are other ranks, gradients are summed while backward computes others: see [`overlap`].
+//!
 //! In fp16 the loss is scaled, and a gradient that overflowed is an update that no rank does: see [`LossScale`].
 //!
 //! The masks of dropout and stochastic depth come from libtorch's generator, which is seeded anew for every step
@@ -13,7 +15,8 @@
 //! with another number of ranks.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use relabel_config::{Config, Precision};
 use relabel_core::Position;
@@ -21,12 +24,14 @@ use tch::Device;
 
 use super::loss::soft_cross_entropy;
 use super::loss_scale::LossScale;
+use super::overlap::{self, Timeline};
 use crate::checkpoint::{CheckpointError, Progress, State};
-use crate::collective::{Collective, CollectiveError, buckets};
+use crate::collective::buckets::Ready;
+use crate::collective::{Collective, CollectiveError};
 use crate::data::loader::Batch;
 use crate::model::{FlatGradients, Model, ModelError, seeded};
 use crate::optim::{Ema, Optimizer, schedule};
-use crate::torch::{self, TorchError};
+use crate::torch::{self, GradientHooks, TorchError};
 use crate::weights::{self, Head, Loaded, Weights, WeightsError};
 
 /// The sums that travel with the gradients.
@@ -59,6 +64,10 @@ pub enum StepError {
          optim.lr.init, or set compute.precision bf16, then carry on from the newest checkpoint with --resume"
     )]
     Overflow { position: Position, scale: f32 },
+    #[error(
+        "at {position} libtorch added twice to the gradient of {parameter} in one backward pass: other ranks may have been          sent what it was before"
+    )]
+    Again { position: Position, parameter: String },
 }
 
 /// What a step found; the same numbers on every rank.
@@ -76,7 +85,7 @@ pub struct Stepped {
     pub update: Update,
     /// In fp16, what the loss of the next step is scaled by.
     pub loss_scale: Option<f32>,
-    /// How long this rank waited for the others and the wire.
+    /// How long this rank waited for the others and the wire, with nothing left to compute.
     pub waited: Duration,
 }
 
@@ -112,6 +121,9 @@ pub struct Learner {
     /// In fp16.
     loss_scale: Option<LossScale>,
     gradients: FlatGradients,
+    /// From the first step with other ranks on.
+    hooks: Option<GradientHooks>,
+    timeline: Option<Timeline>,
     config: Config,
     steps_per_epoch: u64,
 }
@@ -143,7 +155,8 @@ impl Learner {
         let optimizer = Optimizer::new(model.parameters(), &config.optim);
         let gradients = FlatGradients::new(&model, SCALARS)?;
         let loss_scale = (precision == Precision::Fp16).then(LossScale::default);
-        Ok(Self { model, optimizer, ema, loss_scale, gradients, config: config.clone(), steps_per_epoch })
+        let (hooks, timeline, config) = (None, None, config.clone());
+        Ok(Self { model, optimizer, ema, loss_scale, gradients, hooks, timeline, config, steps_per_epoch })
     }
 
     /// What is validated: the moving average where there is one.
@@ -165,6 +178,11 @@ impl Learner {
             })?;
         }
         Ok(loaded)
+    }
+
+    /// When what was done in the last step that had other ranks.
+    pub fn timeline(&self) -> Option<&Timeline> {
+        self.timeline.as_ref()
     }
 
     /// Everything that training goes on from, as [`State::of`] has it.
@@ -236,38 +254,29 @@ impl Learner {
 
     /// Fills the flat buffer with the gradient and statistics of the global batch.
     fn reduced(&mut self, batch: &Batch, ask: Ask, ring: &mut dyn Collective) -> Result<Stepped, StepError> {
-        let Ask { position, planned, leave, may_skip } = ask;
-        let own = batch.sample_ids.len();
+        let Ask { position, may_skip, .. } = ask;
         let masks = masks_seed(self.config.compute.seed, position, ring.rank());
-        let loss_sum = match own {
-            0 => 0.0,
-            _ => seeded(masks, || self.backward(batch, planned))?,
-        };
-        self.gradients.store_buffers(own as f64 / planned as f64);
-        let mut scalars = [0.0; SCALARS];
-        scalars[LOSS] = loss_sum as f32;
-        scalars[SAMPLES] = own as f32;
-        scalars[SKIPPED] = batch.skipped.len() as f32;
-        scalars[LEAVING] = f32::from(u8::from(leave));
-        let scale = self.loss_scale.map_or(1.0, |scale| scale.scale);
-        scalars[SCALE] = scale;
-        self.gradients.set_scalars(&scalars)?;
-
-        let began = Instant::now();
-        if let Some(nccl) = ring.nccl()
-            && let Some(values) = self.gradients.on_device()?
-        {
-            nccl.all_reduce_device(&values)?;
+        let waited = if ring.world() == 1 {
+            self.fill(batch, ask, masks, None)?;
+            // There is nothing to sum, but the generation may be over.
+            ring.all_reduce(&mut [])?;
+            Duration::ZERO
         } else {
-            self.gradients.in_main_memory(|values| {
-                Ok::<_, StepError>(buckets::all_reduce(ring, values, buckets::BUCKET_BYTES)?)
-            })?;
-        }
-        let waited = began.elapsed();
+            if self.hooks.is_none() {
+                let parameters = self.model.parameters().iter().map(|(_, parameter)| parameter);
+                self.hooks = Some(GradientHooks::install(parameters)?);
+            }
+            let ready = Arc::new(Ready::new(self.gradients.buckets().clone()));
+            let (views, wire) = (self.gradients.views(), self.config.compute.wire);
+            let fill = || self.fill(batch, ask, masks, Some(&ready));
+            let ((), timeline) = overlap::overlapped(ring, views, wire, &ready, fill)?;
+            self.timeline.insert(timeline).waited()
+        };
 
         let scalars = self.gradients.scalars()?;
         // Exact: a power of two times a small whole number.
         let world = ring.world() as f32;
+        let scale = self.loss_scale.map_or(1.0, |scale| scale.scale);
         if scalars[SCALE] != scale * world {
             return Err(StepError::Scales { position, own: scale, mean: scalars[SCALE] / world });
         }
@@ -294,24 +303,62 @@ impl Learner {
         Ok(stepped)
     }
 
+    /// Fills the buffer with what this rank brings to the step, and tells `ready` which gradients are there.
+    fn fill(
+        &mut self,
+        batch: &Batch,
+        ask: Ask,
+        masks: i64,
+        ready: Option<&Arc<Ready>>,
+    ) -> Result<(), StepError> {
+        let own = batch.sample_ids.len();
+        let loss_sum = match own {
+            0 => 0.0,
+            _ => seeded(masks, || self.backward(batch, ask.planned, ready))?,
+        };
+        if let Some(gradient) = ready.and_then(|ready| ready.again()) {
+            let parameter = self.model.parameters()[gradient].0.clone();
+            return Err(StepError::Again { position: ask.position, parameter });
+        }
+        self.gradients.store_buffers(own as f64 / ask.planned as f64);
+        let mut scalars = [0.0; SCALARS];
+        scalars[LOSS] = loss_sum as f32;
+        scalars[SAMPLES] = own as f32;
+        scalars[SKIPPED] = batch.skipped.len() as f32;
+        scalars[LEAVING] = f32::from(u8::from(ask.leave));
+        scalars[SCALE] = self.loss_scale.map_or(1.0, |scale| scale.scale);
+        Ok(self.gradients.set_scalars(&scalars)?)
+    }
+
     /// Adds the gradient of the slice's share of the mean loss, `compute.micro_batch` images at a time; returns the
-    /// sum of the slice's losses.
-    fn backward(&self, batch: &Batch, planned: u64) -> Result<f64, TorchError> {
+    /// sum of the slice's losses. The last of them completes the gradients, of which it tells `ready`.
+    fn backward(&self, batch: &Batch, planned: u64, ready: Option<&Arc<Ready>>) -> Result<f64, TorchError> {
         let (size, classes) = (i64::from(self.config.data.image_size), self.model.classes());
         let at_once = match self.config.compute.micro_batch as usize {
             0 => batch.sample_ids.len(),
             some => some,
         };
         let (pixels, scores) = (at_once * (3 * size * size) as usize, at_once * classes as usize);
+        let last = batch.targets.len().div_ceil(scores) - 1;
         let mut sum = 0.0;
-        for (images, targets) in batch.images.chunks(pixels).zip(batch.targets.chunks(scores)) {
+        let micro_batches = batch.images.chunks(pixels).zip(batch.targets.chunks(scores));
+        for (number, (images, targets)) in micro_batches.enumerate() {
             let n = targets.len() as i64 / classes;
             let device = self.model.device();
             let images = torch::to_device(&crate::model::image_batch(images, n, size)?, device)?;
             let targets = torch::to_device(&torch::from_f32(targets, &[n, classes])?, device)?;
             let loss = soft_cross_entropy(&self.model.forward(&images, true), &targets);
             let share = &loss / planned as f64;
-            self.loss_scale.map_or(share.shallow_clone(), |by| share * f64::from(by.scale)).backward();
+            let scaled = self.loss_scale.map_or(share.shallow_clone(), |by| share * f64::from(by.scale));
+            let backward = || scaled.f_backward();
+            match (ready, &self.hooks) {
+                (Some(ready), Some(hooks)) if number == last => {
+                    let ready = Arc::clone(ready);
+                    hooks.listen(Arc::new(move |gradient| ready.arrived(gradient)), backward)
+                }
+                _ => backward(),
+            }
+            .map_err(|source| TorchError::Tch { operation: "compute the gradients", source })?;
             sum += loss.double_value(&[]);
         }
         Ok(sum)
@@ -331,6 +378,8 @@ fn masks_seed(seed: i64, position: Position, rank: u32) -> i64 {
     i64::from_le_bytes(bytes)
 }
 
+#[cfg(test)]
+mod overlap_tests;
 #[cfg(test)]
 mod precision_tests;
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! - [`inputs`] opens the data set that the configuration names.
 //! - [`learner`] holds model and optimizer and does one step.
 //! - [`loss_scale`] keeps gradients of float16 in range.
+//! - [`overlap`] sums gradients over the ranks while others are still computed.
 //! - [`trainer`] follows the coordinator's orders: forms a ring, trains an epoch, validates, saves.
 //! - `transfer` gives every rank the state of the source.
 //! - `pictures` draws what some images teach.
@@ -21,6 +22,7 @@ pub mod inputs;
 pub mod learner;
 pub mod loss;
 pub mod loss_scale;
+pub mod overlap;
 mod pictures;
 mod samples;
 mod saver;

@@ -23,8 +23,7 @@ pub use ffi::{ID_BYTES, NcclError, version};
 pub use port::DeviceSlice;
 use port::{Kind, Part, Port};
 
-use super::buckets::BUCKET_BYTES;
-use super::{AbortHandle, Collective, CollectiveError};
+use super::{AbortHandle, Collective, CollectiveError, bf16};
 
 /// How often NCCL and the event are asked: at first without a pause, for a sum takes less than the shortest one.
 const SPIN: Duration = Duration::from_micros(200);
@@ -111,17 +110,20 @@ impl Nccl {
         Ok(nccl)
     }
 
-    /// Replaces each value by its sum over all ranks, where it is, in buckets. What libtorch has queued before is done
-    /// first, and what it queues afterwards waits for the sums.
+    /// Replaces each value of each of `slices` by its sum over all ranks, where it is, one slice after the other. A slice's
+    /// sum is queued as soon as the iterator gives it, which may wait: it begins when what libtorch has queued until
+    /// then is done, while what libtorch queues later goes on beside it. Returns when all sums are done.
     ///
     /// # Errors
     /// As [`Collective::all_reduce`].
-    pub fn all_reduce_device(&mut self, values: &DeviceSlice<'_>) -> Result<(), CollectiveError> {
-        let elements = BUCKET_BYTES / size_of::<f32>();
+    pub fn all_reduce_in_turn<'a>(
+        &mut self,
+        slices: impl IntoIterator<Item = DeviceSlice<'a>>,
+    ) -> Result<(), CollectiveError> {
         self.call(|nccl| {
-            nccl.port.after_default_stream().map_err(broken)?;
-            for part in Part::chunks(values, elements) {
-                nccl.port.all_reduce(part).map_err(broken)?;
+            for slice in slices {
+                nccl.port.after_default_stream().map_err(broken)?;
+                nccl.port.all_reduce(Part::of(&slice)).map_err(broken)?;
                 nccl.settle()?;
             }
             nccl.finish()
@@ -260,6 +262,18 @@ impl Collective for Nccl {
             return self.call(|_| Ok(()));
         }
         self.staged(bytemuck::cast_slice_mut(values), Kind::Float32, |port, part| port.all_reduce(part))
+    }
+
+    fn all_reduce_bf16(&mut self, values: &mut [f32]) -> Result<(), CollectiveError> {
+        if values.is_empty() {
+            return self.call(|_| Ok(()));
+        }
+        let mut rounded = vec![0_u16; values.len()];
+        bf16::round_all(values, &mut rounded);
+        let bytes = bytemuck::cast_slice_mut(&mut rounded);
+        self.staged(bytes, Kind::Bfloat16, |port, part| port.all_reduce(part))?;
+        bf16::widen_all(&rounded, values);
+        Ok(())
     }
 
     fn broadcast(&mut self, bytes: &mut [u8], root: u32) -> Result<(), CollectiveError> {

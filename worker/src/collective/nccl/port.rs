@@ -25,21 +25,24 @@ const SUM: c_int = 0;
 pub(super) enum Kind {
     Byte = 1,
     Float32 = 7,
+    Bfloat16 = 9,
 }
 
 impl Kind {
     fn bytes(self) -> usize {
         match self {
             Self::Byte => 1,
+            Self::Bfloat16 => 2,
             Self::Float32 => 4,
         }
     }
 }
 
-/// f32 values in a GPU's memory, borrowed.
+/// Values in a GPU's memory, borrowed.
 pub struct DeviceSlice<'a> {
     address: CUdeviceptr,
     length: usize,
+    kind: Kind,
     owner: PhantomData<&'a mut [f32]>,
 }
 
@@ -48,7 +51,13 @@ impl DeviceSlice<'_> {
     /// `length` f32 values lie at `address` in the memory of the GPU that the communicator is for, and nothing
     /// else uses them while this lives, but for what is queued on the default stream already.
     pub unsafe fn new(address: u64, length: usize) -> Self {
-        Self { address, length, owner: PhantomData }
+        Self { address, length, kind: Kind::Float32, owner: PhantomData }
+    }
+
+    /// # Safety
+    /// As [`Self::new`], of bfloat16 values.
+    pub unsafe fn of_bf16(address: u64, length: usize) -> Self {
+        Self { address, length, kind: Kind::Bfloat16, owner: PhantomData }
     }
 }
 
@@ -61,13 +70,9 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// The parts of at most `elements` that `slice` consists of.
-    pub(super) fn chunks<'a>(slice: &'a DeviceSlice<'_>, elements: usize) -> impl Iterator<Item = Self> + 'a {
-        (0..slice.length).step_by(elements.max(1)).map(move |first| Self {
-            address: slice.address + (first * size_of::<f32>()) as CUdeviceptr,
-            count: elements.min(slice.length - first),
-            kind: Kind::Float32,
-        })
+    /// All of `slice`.
+    pub(super) fn of(slice: &DeviceSlice<'_>) -> Self {
+        Self { address: slice.address, count: slice.length, kind: slice.kind }
     }
 }
 

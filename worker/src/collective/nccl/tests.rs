@@ -89,8 +89,8 @@ fn ranks(
     ranks
 }
 
-/// More than one bucket, and no multiple of anything.
-const LONG: usize = BUCKET_BYTES / 4 + 12_345;
+/// Many pieces of the stub's, and no multiple of anything.
+const LONG: usize = (25 << 18) + 12_345;
 
 fn value(rank: u32, index: usize) -> f32 {
     (index % 1013) as f32 * (rank + 1) as f32
@@ -110,6 +110,23 @@ fn sums_are_right(world: u32, values: &[f32]) -> bool {
 fn on_device(values: &mut [f32]) -> DeviceSlice<'_> {
     // SAFETY: the slice is borrowed exclusively for as long.
     unsafe { DeviceSlice::new(values.as_mut_ptr() as u64, values.len()) }
+}
+
+/// The same of bfloat16.
+#[allow(unsafe_code)]
+fn on_device_in_bf16(values: &mut [u16]) -> DeviceSlice<'_> {
+    // SAFETY: as above.
+    unsafe { DeviceSlice::of_bf16(values.as_mut_ptr() as u64, values.len()) }
+}
+
+/// Within the roundings of what is sent and of the sum, and not all of them exact.
+fn sums_are_near(world: u32, values: &[f32]) -> bool {
+    let all = (world * (world + 1) / 2) as f32;
+    let near = |(index, &sum): (usize, &f32)| {
+        let exact = (index % 1013) as f32 * all;
+        (sum - exact).abs() <= 2.1 / 256.0 * exact
+    };
+    values.iter().enumerate().all(near) && (values.len() < 1000 || !sums_are_right(world, values))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -172,7 +189,7 @@ fn child_rank() {
         if scenario == "silent" && rank == 1 && round == 3 {
             std::thread::sleep(Duration::from_secs(60));
         }
-        match nccl.all_reduce_device(&on_device(&mut buffer)) {
+        match nccl.all_reduce_in_turn([on_device(&mut buffer)]) {
             Ok(()) => buffer = values(rank, 100_000),
             Err(error) => {
                 let after = aborted_at.get().map_or(0, |at| at.elapsed().as_millis());
@@ -186,6 +203,32 @@ fn child_rank() {
     }
 }
 
+/// Whether slices are summed that libtorch is still to fill when they are given: what fills each is queued on the default
+/// stream just before, and takes its time.
+fn sums_in_turn(nccl: &mut Nccl) -> bool {
+    const SLICES: usize = 5;
+    let (rank, world, length) = (nccl.rank(), nccl.world(), LONG / SLICES);
+    let (filled, mut buffer) = (values(rank, length * SLICES), vec![-1.0; length * SLICES]);
+    let slices = buffer.chunks_mut(length).zip(filled.chunks(length)).map(|(slice, values)| {
+        queue_copy(slice, values);
+        on_device(slice)
+    });
+    nccl.all_reduce_in_turn(slices).unwrap();
+    sums_are_right(world, &buffer)
+}
+
+/// Queues a copy of `values` into `slice` on the default stream, as an operator of libtorch is.
+#[allow(unsafe_code)]
+fn queue_copy(slice: &mut [f32], values: &[f32]) {
+    let (address, api) = (slice.as_mut_ptr() as u64, Api::load().unwrap());
+    // SAFETY: the stub's GPU memory is main memory; both hold so many bytes, and the caller waits for the stream before
+    // it lets go of them.
+    let code = unsafe {
+        (api.to_device)(address, values.as_ptr().cast(), size_of_val(values), std::ptr::null_mut())
+    };
+    api.cuda("copy to the GPU", code).unwrap();
+}
+
 /// One of everything, and whether each came out right.
 fn exchange(nccl: &mut Nccl) {
     let (rank, world) = (nccl.rank(), nccl.world());
@@ -196,13 +239,25 @@ fn exchange(nccl: &mut Nccl) {
         }
     };
     let mut long = values(rank, LONG);
-    nccl.all_reduce_device(&on_device(&mut long)).unwrap();
+    nccl.all_reduce_in_turn([on_device(&mut long)]).unwrap();
     check("the sum where it is".into(), sums_are_right(world, &long));
+    check("the sums in turn".into(), sums_in_turn(nccl));
     for length in [0, 1, 3, 70_001] {
         let mut short = values(rank, length);
         nccl.all_reduce(&mut short).unwrap();
         check(format!("the sum of {length} values"), sums_are_right(world, &short));
     }
+    for length in [0, 1, 70_001] {
+        let mut short = values(rank, length);
+        nccl.all_reduce_bf16(&mut short).unwrap();
+        check(format!("the sum of {length} values in bfloat16"), sums_are_near(world, &short));
+    }
+    let mut rounded = vec![0_u16; 1_234_567];
+    bf16::round_all(&values(rank, 1_234_567), &mut rounded);
+    nccl.all_reduce_in_turn([on_device_in_bf16(&mut rounded)]).unwrap();
+    let mut sums = vec![0.0; rounded.len()];
+    bf16::widen_all(&rounded, &mut sums);
+    check("the sum in bfloat16 where it is".into(), sums_are_near(world, &sums));
     for (root, length) in [(0, 0), (1, 1), (world - 1, 3_000_001)] {
         let of = |rank: u32| -> Vec<u8> { (0..length).map(|n| (n % 251) as u8 ^ rank as u8).collect() };
         let mut bytes = of(rank);

@@ -16,6 +16,8 @@ const MARK: [u8; 4] = *b"RLF1";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
     AllReduce,
+    /// With bfloat16 on the wire.
+    AllReduceBf16,
     Broadcast,
     AllGather,
 }
@@ -26,11 +28,27 @@ impl Op {
             Op::AllReduce => 1,
             Op::Broadcast => 2,
             Op::AllGather => 3,
+            Op::AllReduceBf16 => 4,
         }
     }
 
     fn from_code(code: u8) -> Option<Self> {
-        [Op::AllReduce, Op::Broadcast, Op::AllGather].into_iter().find(|op| op.code() == code)
+        let all = [Op::AllReduce, Op::Broadcast, Op::AllGather, Op::AllReduceBf16];
+        all.into_iter().find(|op| op.code() == code)
+    }
+
+    /// Whether what ranks have is added up.
+    pub(super) fn adds(self) -> bool {
+        matches!(self, Op::AllReduce | Op::AllReduceBf16)
+    }
+
+    /// Bytes of one element on the wire.
+    pub(super) fn unit(self) -> usize {
+        match self {
+            Op::AllReduce => size_of::<f32>(),
+            Op::AllReduceBf16 => size_of::<u16>(),
+            Op::Broadcast | Op::AllGather => 1,
+        }
     }
 }
 
@@ -38,6 +56,7 @@ impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Op::AllReduce => "all-reduce",
+            Op::AllReduceBf16 => "all-reduce in bfloat16",
             Op::Broadcast => "broadcast",
             Op::AllGather => "all-gather",
         })

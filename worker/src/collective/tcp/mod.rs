@@ -13,6 +13,8 @@
 //! at once too, and theirs. A peer that is there but stands still is for [`AbortHandle`] to end, or for
 //! [`Timeouts::silence`].
 
+#[cfg(test)]
+mod bf16_tests;
 mod form;
 pub mod frame;
 pub mod handshake;
@@ -32,7 +34,7 @@ use std::time::Duration;
 use self::frame::Op;
 use self::handshake::Member;
 use self::schedule::Schedule;
-use super::{AbortHandle, Collective, CollectiveError};
+use super::{AbortHandle, Collective, CollectiveError, bf16};
 
 /// Most ranks of one ring: the steps of an all-reduce are counted in 16 bits.
 pub const MAX_WORLD: usize = 1 << 15;
@@ -98,8 +100,10 @@ pub struct Ring {
     silence: Option<Duration>,
     /// Operations begun.
     sequence: u64,
-    /// Floats that have arrived and are about to be added.
+    /// What has arrived and is about to be added.
     scratch: Vec<f32>,
+    /// The buffer of an all-reduce in bfloat16, as it goes over the wire.
+    rounded: Vec<u16>,
     /// The first error, after which the links are down.
     ended: Option<String>,
 }
@@ -139,18 +143,25 @@ impl Ring {
         }
         let scratch = vec![0.0; transfer::CHUNK_BYTES / size_of::<f32>()];
         let silence = timeouts.silence;
-        Ok(Self { member, prev, next, wake, abort, silence, sequence: 0, scratch, ended: None })
+        let rounded = Vec::new();
+        Ok(Self { member, prev, next, wake, abort, silence, sequence: 0, scratch, rounded, ended: None })
     }
 
-    /// Runs one operation, and on failure takes the links down so that the neighbours notice.
-    fn run(&mut self, op: Op, root: u32, bytes: &mut [u8]) -> Result<(), CollectiveError> {
+    /// Runs one operation, and on failure takes the links down so that the neighbours notice. `values` are what is
+    /// rounded in `bytes`, in an all-reduce in bfloat16.
+    fn run(
+        &mut self,
+        op: Op,
+        root: u32,
+        bytes: &mut [u8],
+        values: Option<&mut [f32]>,
+    ) -> Result<(), CollectiveError> {
         self.abort.check()?;
         if let Some(first) = &self.ended {
             return Err(CollectiveError::Ended { first: first.clone() });
         }
-        let Member { rank, world, .. } = self.member;
-        let schedule = Schedule { op, rank, world, root, total: bytes.len() };
-        let result = transfer::run(self, schedule, bytes);
+        let schedule = self.schedule(op, root, bytes.len());
+        let result = transfer::run(self, schedule, bytes, values);
         self.sequence += 1;
         result.map_err(|error| {
             // An abort takes the links down under the running call, whose own error is then beside the point.
@@ -160,6 +171,11 @@ impl Ring {
             shut(&Arc::downgrade(&self.next.stream));
             error
         })
+    }
+
+    fn schedule(&self, op: Op, root: u32, total: usize) -> Schedule {
+        let Member { rank, world, .. } = self.member;
+        Schedule { op, rank, world, root, total }
     }
 }
 
@@ -173,7 +189,23 @@ impl Collective for Ring {
     }
 
     fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), CollectiveError> {
-        self.run(Op::AllReduce, 0, bytemuck::cast_slice_mut(values))
+        self.run(Op::AllReduce, 0, bytemuck::cast_slice_mut(values), None)
+    }
+
+    fn all_reduce_bf16(&mut self, values: &mut [f32]) -> Result<(), CollectiveError> {
+        let mut rounded = std::mem::take(&mut self.rounded);
+        rounded.resize(values.len(), 0);
+        // What is sent before anything has been added to it. The rest is rounded as it is added to, or comes from others.
+        let unit = Op::AllReduceBf16.unit();
+        let first = self.schedule(Op::AllReduceBf16, 0, unit * values.len()).sent(0);
+        let first = first.start / unit..first.end / unit;
+        bf16::round_all(&values[first.clone()], &mut rounded[first]);
+        let bytes = bytemuck::cast_slice_mut(&mut rounded);
+        let done = self.run(Op::AllReduceBf16, 0, bytes, Some(values));
+        // Its own sums too, so that it has the same as the others.
+        bf16::widen_all(&rounded, values);
+        self.rounded = rounded;
+        done
     }
 
     fn broadcast(&mut self, bytes: &mut [u8], root: u32) -> Result<(), CollectiveError> {
@@ -183,7 +215,7 @@ impl Collective for Ring {
                 "broadcast from rank {root} in a world of {world}"
             )));
         }
-        self.run(Op::Broadcast, root, bytes)
+        self.run(Op::Broadcast, root, bytes, None)
     }
 
     fn all_gather(&mut self, slots: &mut [u8]) -> Result<(), CollectiveError> {
@@ -193,7 +225,7 @@ impl Collective for Ring {
                 "all-gather of {bytes} bytes, which is not a multiple of the {world} ranks"
             )));
         }
-        self.run(Op::AllGather, 0, slots)
+        self.run(Op::AllGather, 0, slots, None)
     }
 
     fn abort_handle(&self) -> AbortHandle {

@@ -21,7 +21,7 @@ pub(super) struct Schedule {
     pub(super) world: u32,
     /// Of a broadcast; 0 for the others.
     pub(super) root: u32,
-    /// Length of the buffer in bytes; a multiple of 4 in an all-reduce, of `world` in an all-gather.
+    /// Length of the buffer in bytes; whole elements in an all-reduce, a multiple of `world` in an all-gather.
     pub(super) total: usize,
 }
 
@@ -29,7 +29,7 @@ impl Schedule {
     /// Steps in which this rank sends. Step k needs what was received in step k-1, where it is received at all.
     pub(super) fn sends(&self) -> Range<u32> {
         match self.op {
-            Op::AllReduce => 0..2 * (self.world - 1),
+            Op::AllReduce | Op::AllReduceBf16 => 0..2 * (self.world - 1),
             Op::AllGather => 0..self.world - 1,
             Op::Broadcast => self.hops()..(self.hops() + 1).min(self.world - 1),
         }
@@ -38,14 +38,14 @@ impl Schedule {
     /// Steps in which this rank receives.
     pub(super) fn receives(&self) -> Range<u32> {
         match self.op {
-            Op::AllReduce | Op::AllGather => self.sends(),
+            Op::AllReduce | Op::AllReduceBf16 | Op::AllGather => self.sends(),
             Op::Broadcast => self.hops().saturating_sub(1)..self.hops(),
         }
     }
 
-    /// True where the bytes received in `step` are floats to be added, false where they are to be kept.
+    /// True where what is received in `step` is to be added, false where it is to be kept.
     pub(super) fn adds(&self, step: u32) -> bool {
-        self.op == Op::AllReduce && step < self.world - 1
+        self.op.adds() && step < self.world - 1
     }
 
     /// The part of the buffer that is sent in `step`.
@@ -69,7 +69,7 @@ impl Schedule {
             return 0..self.total;
         }
         let (index, world) = ((index % self.world) as usize, self.world as usize);
-        let unit = if self.op == Op::AllReduce { size_of::<f32>() } else { 1 };
+        let unit = self.op.unit();
         let elements = self.total / unit;
         // The first segments take one element more each until the remainder is used up.
         let start = |i: usize| unit * (i * (elements / world) + i.min(elements % world));
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn what_a_rank_sends_the_next_one_expects_and_has_for_the_step_after() {
-        for op in [Op::AllReduce, Op::AllGather, Op::Broadcast] {
+        for op in [Op::AllReduce, Op::AllReduceBf16, Op::AllGather, Op::Broadcast] {
             for world in 2..7 {
                 for root in 0..if op == Op::Broadcast { world } else { 1 } {
                     for rank in 0..world {

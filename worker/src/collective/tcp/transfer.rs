@@ -16,16 +16,20 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::frame::{HEADER_BYTES, Header};
 use super::schedule::Schedule;
 use super::{Link, Ring};
-use crate::collective::CollectiveError;
+use crate::collective::{CollectiveError, bf16};
 
 /// Most bytes that are received before the next look at the sender: small enough that what was just
 /// added is still in the cache when it is sent on, large enough that system calls do not count.
 pub(super) const CHUNK_BYTES: usize = 256 << 10;
 
-const FLOAT: usize = size_of::<f32>();
-
-/// Runs this rank's part of `schedule` over `bytes`, which are floats where the schedule adds.
-pub(super) fn run(ring: &mut Ring, schedule: Schedule, bytes: &mut [u8]) -> Result<(), CollectiveError> {
+/// Runs this rank's part of `schedule` over `bytes`, which are floats where the schedule adds; or else `values` are, in
+/// which sums are kept, and `bytes` what they are rounded to.
+pub(super) fn run(
+    ring: &mut Ring,
+    schedule: Schedule,
+    bytes: &mut [u8],
+    mut values: Option<&mut [f32]>,
+) -> Result<(), CollectiveError> {
     let mut sending = Progress::new(ring, schedule, schedule.sends(), Schedule::sent);
     let mut receiving = Receiving {
         progress: Progress::new(ring, schedule, schedule.receives(), Schedule::received),
@@ -35,7 +39,7 @@ pub(super) fn run(ring: &mut Ring, schedule: Schedule, bytes: &mut [u8]) -> Resu
     while !(sending.finished() && receiving.progress.finished()) {
         ring.abort.check()?;
         let sent = sending.send(&ring.next, &receiving.progress, bytes)?;
-        let received = receiving.receive(&ring.prev, &mut ring.scratch, bytes)?;
+        let received = receiving.receive(&ring.prev, &mut ring.scratch, bytes, values.as_deref_mut())?;
         if !sent && !received {
             wait(ring, &sending, &receiving.progress)?;
         }
@@ -144,7 +148,7 @@ struct Receiving {
     progress: Progress,
     /// As much of the current step's header as has come.
     header: [u8; HEADER_BYTES],
-    /// Bytes of a float whose rest has not come; they lie at the front of the scratch.
+    /// Bytes of a number whose rest has not come; they lie at the front of the scratch.
     torn: usize,
 }
 
@@ -155,6 +159,7 @@ impl Receiving {
         prev: &Link,
         scratch: &mut [f32],
         bytes: &mut [u8],
+        values: Option<&mut [f32]>,
     ) -> Result<bool, CollectiveError> {
         let Self { progress, header, torn } = self;
         if progress.finished() {
@@ -181,12 +186,17 @@ impl Receiving {
                 check_header(header, progress.header, prev)?;
             }
         } else if adds {
-            let whole = (*torn + received) / FLOAT * FLOAT;
+            let unit = progress.schedule.op.unit();
+            let whole = (*torn + received) / unit * unit;
             *torn = *torn + received - whole;
-            add(
-                bytemuck::cast_slice_mut(&mut bytes[at..at + whole]),
-                bytemuck::cast_slice(&arrived[..whole]),
-            );
+            let (sums, added) = (&mut bytes[at..at + whole], &arrived[..whole]);
+            match values {
+                None => add(bytemuck::cast_slice_mut(sums), bytemuck::cast_slice(added)),
+                Some(values) => {
+                    let values = &mut values[at / unit..(at + whole) / unit];
+                    add_rounded(values, bytemuck::cast_slice_mut(sums), bytemuck::cast_slice(added));
+                }
+            }
             arrived.copy_within(whole..whole + *torn, 0);
             progress.done += whole;
         } else {
@@ -201,6 +211,14 @@ impl Receiving {
 fn add(sums: &mut [f32], values: &[f32]) {
     for (sum, value) in sums.iter_mut().zip(values) {
         *sum += value;
+    }
+}
+
+/// Adds `added` to `sums`, and rounds them into `rounded`; all are as long.
+fn add_rounded(sums: &mut [f32], rounded: &mut [u16], added: &[u16]) {
+    for ((sum, rounded), &value) in sums.iter_mut().zip(rounded).zip(added) {
+        *sum += bf16::widen(value);
+        *rounded = bf16::round(*sum);
     }
 }
 

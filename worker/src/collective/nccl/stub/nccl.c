@@ -114,7 +114,20 @@ static int meet(struct comm* comm) {
   return 0;
 }
 
-enum what { SUM, COPY, GATHER };
+enum what { SUM, SUM_BF16, COPY, GATHER };
+
+static float widen(uint16_t half) {
+  uint32_t bits = (uint32_t)half << 16;
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+static uint16_t rounded(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
 
 struct work {
   struct comm* comm;
@@ -135,6 +148,13 @@ static void piece(struct work* w, size_t at, size_t bytes) {
       float sum = 0;
       for (int rank = 0; rank < w->comm->world; ++rank) sum += ((float*)shared->slots[rank])[i];
       sums[i] = sum;
+    }
+  } else if (w->what == SUM_BF16) {
+    uint16_t* sums = (uint16_t*)(w->to + at);
+    for (size_t i = 0; i < bytes / sizeof(uint16_t); ++i) {
+      float sum = 0;
+      for (int rank = 0; rank < w->comm->world; ++rank) sum += widen(((uint16_t*)shared->slots[rank])[i]);
+      sums[i] = rounded(sum);
     }
   } else if (w->what == COPY) {
     memcpy(w->to + at, shared->slots[w->root], bytes);
@@ -165,7 +185,8 @@ static int queue(struct comm* comm, enum what what, const void* from, void* to, 
 }
 
 int ncclAllReduce(const void* from, void* to, size_t count, int kind, int op, struct comm* comm, void* stream) {
-  if (kind != 7 || op != 0) return INVALID_ARGUMENT;
+  if ((kind != 7 && kind != 9) || op != 0) return INVALID_ARGUMENT;
+  if (kind == 9) return queue(comm, SUM_BF16, from, to, count * sizeof(uint16_t), 0, stream);
   return queue(comm, SUM, from, to, count * sizeof(float), 0, stream);
 }
 
