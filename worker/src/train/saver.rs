@@ -147,10 +147,10 @@ impl Target {
         let sent = remote.put(written, name, best);
         match &sent {
             Ok(()) => remove(&self.folder, &[format!("{unsent}.safetensors")]),
-            Err(_) => {
-                checkpoint::keep_as(written, &self.folder, &unsent)?;
-                remove(&self.folder, &[format!("{name}.safetensors")]);
-            }
+            Err(_) => match checkpoint::keep_as(written, &self.folder, &unsent) {
+                Ok(()) => remove(&self.folder, &[format!("{name}.safetensors")]),
+                Err(error) => tracing::warn!("{error}"),
+            },
         }
         sent
     }
