@@ -49,9 +49,9 @@ pub enum StoreError {
     #[error("{0} is no folder of an object store: it should look like s3://bucket/prefix")]
     Url(String),
     #[error("cannot use the object store at {url}: {reason}")]
-    Open { url: String, reason: String, source: object_store::Error },
+    Open { url: String, reason: String, source: Box<object_store::Error> },
     #[error("cannot {operation} {object}: {reason}")]
-    Remote { operation: &'static str, object: String, reason: String, source: object_store::Error },
+    Remote { operation: &'static str, object: String, reason: String, source: Box<object_store::Error> },
     #[error("there is no {0}")]
     Missing(String),
     #[error("{object} is damaged: it has {found}, not {wanted}")]
@@ -126,7 +126,11 @@ impl Store {
             .with_retry(retry)
             .with_bucket_name(bucket)
             .build()
-            .map_err(|source| StoreError::Open { url: url.to_owned(), reason: line(&source), source })?;
+            .map_err(|source| StoreError::Open {
+                url: url.to_owned(),
+                reason: line(&source),
+                source: source.into(),
+            })?;
         Ok(Self {
             bucket: Arc::new(bucket),
             prefix: Key::from(prefix),
@@ -328,7 +332,7 @@ impl Store {
         name: &str,
     ) -> impl FnOnce(object_store::Error) -> StoreError + use<> {
         let object = self.name_of(name);
-        move |source| StoreError::Remote { operation, object, reason: line(&source), source }
+        move |source| StoreError::Remote { operation, object, reason: line(&source), source: source.into() }
     }
 }
 
