@@ -316,7 +316,7 @@ static SCHEMA: &[Setting] = settings! {
     "checkpoint.keep", count(1), |c| Value::Whole(c.checkpoint.keep.into()),
         "Newest checkpoints that are kept, beside the best";
     "checkpoint.upload", Kind::Text, |c| text(&c.checkpoint.upload),
-        "s3://bucket/prefix that the run goes to as well; a checkpoint counts once it has been read back from there";
+        "s3://bucket/prefix that the run goes to as well, to go on from there; empty for none";
 
     "cluster.heartbeat", above(0.0), |c| Value::Real(c.cluster.heartbeat),
         "Seconds between a worker's heartbeats";
