@@ -12,7 +12,7 @@ BENCH ?=
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint parity bench bench-quick speed gpu-check recovery fuzz watch-test slurm-test k8s-test \
+.PHONY: help setup build test lint parity bench bench-quick gpu-check recovery fuzz watch-test slurm-test k8s-test \
 	image-test man demo experiment clean
 
 help: ## List the targets
@@ -40,10 +40,6 @@ bench: setup ## Time this project beside its peers, with their packages in .benc
 
 bench-quick: setup ## The same with fewer rows and turns, in under five minutes
 	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" tests/bench/run.sh --quick $(BENCH)
-
-speed: setup ## Time training steps beside PyTorch's, with the packages of parity
-	$(CARGO) build --release --workspace --bins --example parity $(CARGOFLAGS)
-	$${PARITY_PYTHON:-.parity/bin/python} tests/speed/train_step.py --program target/release/examples/parity
 
 gpu-check: setup ## Check what needs an NVIDIA GPU, and say what could not run; without Rust: tests/gpu/check.sh
 	$(CARGO) build --release --workspace --bins --example gpu_check $(CARGOFLAGS)

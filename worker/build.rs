@@ -44,14 +44,21 @@ fn shim() {
         Ok(root) => Path::new(&root).join("include"),
         Err(_) => Path::new(&lib).with_file_name("include"),
     };
-    cc::Build::new()
-        .cpp(true)
+    let mut shim = cc::Build::new();
+    shim.cpp(true)
         .std("c++17")
         .opt_level(1)
         .pic(true)
         .warnings(false)
         .include(&include)
-        .include(include.join("torch/csrc/api/include"))
-        .files(["shim", "precision", "layouts", "hooks"].map(|name| format!("src/torch/{name}.cpp")))
+        .include(include.join("torch/csrc/api/include"));
+    // Loops over pixels, for the processors that the Rust of this workspace is compiled for.
+    let mut loops = shim.clone();
+    loops.opt_level(3).flag_if_supported("-fno-trapping-math");
+    if std::env::var("CARGO_CFG_TARGET_FEATURE").is_ok_and(|features| features.contains("avx2")) {
+        loops.flag("-march=x86-64-v3");
+    }
+    loops.file("src/torch/normalize.cpp").compile("relabel_torch_loops");
+    shim.files(["shim", "precision", "layouts", "hooks"].map(|name| format!("src/torch/{name}.cpp")))
         .compile("relabel_torch_shim");
 }

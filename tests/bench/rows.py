@@ -40,11 +40,15 @@ def output(command, **environment):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def rate(*command):
+def options_of(shape):
+    return [part for key, value in shape.items() for part in (f"--{key}", value)]
+
+
+def rate(*command, environment=ONE):
     """A contender whose command prints either its rate, or how many in how many seconds."""
 
     def run():
-        found = output(command, **ONE)
+        found = output(command, **environment)
         return found["rate"] if "rate" in found else found["images"] / found["seconds"]
 
     return run
@@ -117,22 +121,45 @@ def all_reduce(ranks):
     return row
 
 
-def training(arch, size, batch, workers, threads, precision, goal):
+def steps(arch, size, batch, precision, goal):
+    """Steps alone, the images in memory."""
+
+    def row(root, _pictures, _scratch, quick):
+        count = 6 if arch == "resnet50" else 30
+        shape = {"arch": arch, "size": size, "batch": batch, "threads": 2, "precision": precision, "steps": count}
+        options = options_of(shape)
+        peer = [sys.executable, root / PEERS / "train.py", *options]
+        contenders = {
+            "ours": rate(example(root, "bench"), "steps", *options, environment={"OMP_NUM_THREADS": "2"}),
+            "PyTorch": lambda: output(peer)["rate"],
+        }
+        if not quick:
+            contenders["torch.compile"] = lambda: output([*peer, "--compile"])["rate"]
+        goals = {f"ours / {name}": goal for name in contenders if name != "ours"}
+        title = f"training steps of {arch} at {size} px in {precision}, batch {batch}, 2 threads, images in memory"
+        return Row(title, "images/s", contenders, ["ours"], goals)
+
+    return row
+
+
+def training(arch, size, batch, workers, goal):
+    """From JPEG files and label maps, on 2 cores."""
+
     def row(root, pictures, scratch, quick):
-        steps = 6 if arch == "resnet50" else 30
-        shape = {"arch": arch, "size": size, "batch": batch, "workers": workers, "threads": threads, "precision": precision}
-        options = [part for key, value in shape.items() for part in (f"--{key}", value)]
-        peer = [sys.executable, root / PEERS / "train.py", "--steps", steps, *options]
-        several = "s" * (threads > 1)
+        count = 6 if arch == "resnet50" else 20
+        shape = {"arch": arch, "size": size, "batch": batch, "workers": workers, "threads": 2 // workers}
+        peer = [sys.executable, root / PEERS / "train.py", "--steps", count, "--files", pictures, *options_of(shape)]
+        name = "PyTorch" + " DDP" * (workers > 1)
+        each = "2 threads" if workers == 1 else "1 thread each"
         return Row(
-            f"training {arch} at {size} px in {precision}, batch {batch}, {workers} x {threads} thread{several}",
+            f"training {arch} at {size} px from JPEGs and label maps, batch {batch}, {workers} worker{'s' * (workers > 1)}, {each}",
             "images/s",
             {
-                "ours": lambda: ours.train(root, pictures, scratch, steps, **shape)["rate"],
-                "PyTorch" + " DDP" * (workers > 1): lambda: output(peer)["rate"],
+                "ours": lambda: ours.train(root, pictures, scratch, count, **shape)["rate"],
+                name: lambda: output(peer)["rate"],
             },
             ["ours"],
-            {f"ours / PyTorch{' DDP' * (workers > 1)}": goal},
+            {f"ours / {name}": goal},
         )
 
     return row
@@ -143,8 +170,7 @@ def one_worker(title, unit, part, goal, arch="resnet50", size=224, batch=8, chec
 
     def row(root, pictures, scratch, quick):
         shape = {"arch": arch, "size": size, "batch": batch, "threads": 2}
-        options = [part for key, value in shape.items() for part in (f"--{key}", value)]
-        peer = [sys.executable, root / PEERS / "train.py", "--steps", 3, *options]
+        peer = [sys.executable, root / PEERS / "train.py", "--steps", 3, *options_of(shape)]
         return Row(
             f"{title} ({arch}, {size} px, batch {batch})",
             unit,
@@ -167,13 +193,15 @@ ALL = {
     "labels": labels,
     "all-reduce-2": all_reduce(2),
     "all-reduce-4": all_reduce(4),
-    "resnet50-bf16": training("resnet50", 224, 16, 1, 2, "bf16", 1.15),
-    "resnet50-fp32": training("resnet50", 224, 16, 1, 2, "fp32", 1.15),
-    "resnet18": training("resnet18", 64, 64, 1, 2, "fp32", 1.25),
-    "resnet50-2-workers": training("resnet50", 224, 16, 2, 1, "fp32", 1.2),
-    "resnet18-2-workers": training("resnet18", 64, 64, 2, 1, "fp32", 1.5),
+    "steps-resnet50-fp32": steps("resnet50", 224, 16, "fp32", 1.15),
+    "steps-resnet50-bf16": steps("resnet50", 224, 16, "bf16", 1.15),
+    "steps-resnet18": steps("resnet18", 64, 64, "fp32", 1.25),
+    "resnet50": training("resnet50", 224, 16, 1, 1.15),
+    "resnet18": training("resnet18", 64, 64, 1, 1.25),
+    "resnet50-2-workers": training("resnet50", 224, 16, 2, 1.2),
+    "resnet18-2-workers": training("resnet18", 64, 64, 2, 1.5),
     "first-step": one_worker("program start to the end of the first step", "s", "first_step", 5.0, "resnet18", 64, 16),
     "checkpoint": one_worker("pause of training at the first checkpoint", "s", "saving", 20.0, checkpoint=2),
     "memory": one_worker("memory of a worker at its most", "MB", "memory", 1.0),
 }
-QUICK = [ALL[key] for key in ("images-1", "labels", "all-reduce-2", "resnet18", "first-step")]
+QUICK = [ALL[key] for key in ("images-1", "labels", "all-reduce-2", "steps-resnet18", "first-step")]

@@ -7,15 +7,19 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser};
-use relabel_config::{Axes, Data, OnError, Resize};
+use relabel_config::{Axes, Config, Data, OnError, Precision, Resize};
+use relabel_core::Position;
+use tch::Device;
+use worker::collective::{AbortHandle, Solo};
 use worker::data::augment::Augment;
 use worker::data::crop::random_resized_crop;
 use worker::data::cutmix::CutMix;
 use worker::data::index::Split;
-use worker::data::loader::{TrainLoader, TrainPlan};
+use worker::data::loader::{Batch, TrainLoader, TrainPlan};
 use worker::data::rng::KeyedRng;
 use worker::data::{CropBox, ImageSize};
 use worker::labels::{LabelMaps, SingleLabel, Targets};
+use worker::train::learner::{Ask, Learner};
 
 #[derive(Debug, Parser)]
 enum Command {
@@ -23,6 +27,8 @@ enum Command {
     Images(Images),
     /// Label maps to the targets of random crops, one after the other
     Labels(Labels),
+    /// Training steps of one rank on images that lie in memory
+    Steps(Steps),
 }
 
 #[derive(Debug, Args)]
@@ -57,6 +63,26 @@ struct Labels {
     images: usize,
 }
 
+#[derive(Debug, Args)]
+struct Steps {
+    #[arg(long)]
+    arch: String,
+    #[arg(long, default_value_t = 1000)]
+    classes: u32,
+    #[arg(long)]
+    batch: u32,
+    /// Height and width of the images.
+    #[arg(long)]
+    size: u32,
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    #[arg(long, value_enum)]
+    precision: Precision,
+    /// Counted after a first one, for which memory is found.
+    #[arg(long, default_value_t = 6)]
+    steps: usize,
+}
+
 /// Images of one batch.
 const BATCH: u32 = 32;
 /// Size of the images that the crops of label maps are drawn in.
@@ -66,6 +92,7 @@ fn main() -> Result<()> {
     let (images, seconds) = match Command::parse() {
         Command::Images(args) => load_images(&args)?,
         Command::Labels(args) => pool_labels(&args)?,
+        Command::Steps(args) => step(&args)?,
     };
     println!("{{\"images\": {images}, \"seconds\": {seconds}}}");
     Ok(())
@@ -127,4 +154,39 @@ fn pool_labels(args: &Labels) -> Result<(usize, f64)> {
         maps.write(number % samples, SIZE, crop(number), &mut target)?;
     }
     Ok((args.images, began.elapsed().as_secs_f64()))
+}
+
+/// The images of one batch, and the median of the steps' times.
+fn step(args: &Steps) -> Result<(usize, f64)> {
+    worker::torch::set_num_threads(args.threads);
+    let mut config = Config::default();
+    config.model.arch = args.arch.clone();
+    config.data.image_size = args.size;
+    config.compute.seed = 1;
+    config.compute.precision = args.precision.into();
+    let mut learner = Learner::new(&config, args.classes, 1000, Device::Cpu)?;
+    let mut ring = Solo::new(AbortHandle::new());
+    let (n, classes) = (args.batch as usize, args.classes as usize);
+    let pixels = n * 3 * (args.size * args.size) as usize;
+    let batch = Batch {
+        step: 0,
+        sample_ids: (0..args.batch).collect(),
+        images: (0..pixels).map(|i| (i as f32 * 0.37).sin() * 1.5).collect(),
+        targets: (0..n * classes)
+            .map(|i| ((i / classes * 37) % classes == i % classes).into())
+            .map(|hot: u8| hot.into())
+            .collect(),
+        skipped: Vec::new(),
+    };
+    let ask = Ask { position: Position::default(), planned: n as u64, leave: false, may_skip: false };
+    let mut seconds = Vec::new();
+    for number in 0..=args.steps {
+        let began = Instant::now();
+        learner.step(&batch, ask, &mut ring)?;
+        if number > 0 {
+            seconds.push(began.elapsed().as_secs_f64());
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    Ok((n, *seconds.get(seconds.len() / 2).context("no steps")?))
 }

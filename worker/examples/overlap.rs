@@ -99,7 +99,7 @@ fn run_rank(rank: u32, args: &Args) -> Result<()> {
     let world = peers.len() as u32;
     let neighbour = |rank: u32| peers[(rank % world) as usize];
     let (previous, next) = (neighbour(rank + world - 1), neighbour(rank + 1));
-    let membership = Membership { rank, world, previous, next, generation: 0, token: [0; 32] };
+    let membership = Membership { rank, world, previous, next, generation: 0, token: [0; 32], near: true };
     let mut ring = Ring::connect(&listener, &membership, Timeouts::default(), AbortHandle::new())?;
 
     worker::torch::set_num_threads(args.threads);

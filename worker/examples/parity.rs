@@ -1,6 +1,6 @@
 //! What this program computes, written to a file that another implementation can be compared with:
 //! `tests/parity/models.py` compares models with torchvision and timm, `optim.py`, `curve.py` and `precision.py`
-//! optimizers and training with PyTorch. `tests/speed/train_step.py` has it time steps.
+//! optimizers and training with PyTorch.
 
 #[path = "parity/curve.rs"]
 mod curve;
@@ -8,8 +8,6 @@ mod curve;
 mod optim;
 #[path = "parity/scales.rs"]
 mod scales;
-#[path = "parity/step_times.rs"]
-mod step_times;
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -45,8 +43,6 @@ enum Command {
     Curve(curve::CurveArgs),
     /// What the loss is scaled by after each of some steps
     Scales(scales::ScalesArgs),
-    /// How long training steps take
-    StepTimes(step_times::StepTimesArgs),
 }
 
 /// `input`, a safetensors file: a state_dict under torchvision's names, `input` `[B, 3, H, W]` and `target`
@@ -99,7 +95,6 @@ fn main() -> ExitCode {
         (Some(Command::Optim(args)), _) => optim::run(args),
         (Some(Command::Curve(args)), _) => curve::run(args),
         (Some(Command::Scales(args)), _) => scales::run(args),
-        (Some(Command::StepTimes(args)), _) => step_times::run(args),
         (None, Some(args)) => run(args),
         (None, None) => {
             Cli::command().error(ErrorKind::MissingRequiredArgument, "name an architecture").exit()

@@ -7,32 +7,16 @@ import pathlib
 import time
 
 import torch
+from pipeline import MEAN, STD, after_the_crop
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 32
-
-
-class Lighting:
-    """PCA noise, as the reference adds it."""
-
-    values = torch.tensor([0.2175, 0.0188, 0.0045])
-    vectors = torch.tensor([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
-
-    def __call__(self, image):
-        alpha = torch.normal(0.0, 0.1, (3,))
-        noise = (self.vectors * alpha.view(1, 3) * self.values.view(1, 3)).sum(1)
-        return image + noise.view(3, 1, 1)
 
 
 def torchvision(data, threads, plain):
     """The reference's pipeline. A thread of its own is a process of a DataLoader, but for one, which is this one."""
     from torchvision import datasets, transforms
 
-    steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
-    steps += [] if plain else [transforms.ColorJitter(0.4, 0.4, 0.4)]
-    steps += [transforms.ToTensor()]
-    steps += [] if plain else [Lighting()]
-    steps += [transforms.Normalize(MEAN, STD)]
+    steps = [transforms.RandomResizedCrop(224), after_the_crop(plain)]
     images = datasets.ImageFolder(data, transforms.Compose(steps))
     loader = torch.utils.data.DataLoader(
         images, BATCH, shuffle=True, num_workers=0 if threads == 1 else threads, persistent_workers=threads > 1

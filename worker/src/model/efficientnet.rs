@@ -4,7 +4,9 @@
 
 use tch::Tensor;
 
-use super::layers::{BatchNormOptions, Conv2d, ConvBn, Layer, Linear, Visitor, join, stochastic_depth};
+use super::layers::{
+    After, BatchNormOptions, Conv2d, ConvBn, Layer, Linear, Visitor, join, stochastic_depth,
+};
 
 /// How B0 is scaled: name, multipliers of its widths and depths, dropout before the classifier.
 type Row = (&'static str, f64, f64, f64);
@@ -124,9 +126,9 @@ impl MbConv {
 
 impl Layer for MbConv {
     fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let expanded = self.expand.as_ref().map(|expand| expand.forward(x, train).silu());
-        let y = self.depthwise.forward(expanded.as_ref().unwrap_or(x), train).silu();
-        let y = self.project.forward(&self.excite.forward(&y, train), train);
+        let expanded = self.expand.as_ref().map(|expand| expand.forward(x, train, After::NOTHING).silu());
+        let y = self.depthwise.forward(expanded.as_ref().unwrap_or(x), train, After::NOTHING).silu();
+        let y = self.project.forward(&self.excite.forward(&y, train), train, After::NOTHING);
         match self.residual {
             true => stochastic_depth(y, self.drop, train) + x,
             false => y,
@@ -206,11 +208,11 @@ impl EfficientNet {
 
     /// Images `[B, 3, H, W]` to features `[B, C, H/32, W/32]`, rounded up.
     fn body(&self, x: &Tensor, train: bool) -> Tensor {
-        let mut y = self.stem.forward(x, train).silu();
+        let mut y = self.stem.forward(x, train, After::NOTHING).silu();
         for block in self.stages.iter().flatten() {
             y = block.forward(&y, train);
         }
-        self.last.forward(&y, train).silu()
+        self.last.forward(&y, train, After::NOTHING).silu()
     }
 }
 

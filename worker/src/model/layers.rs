@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::ModelError;
+use crate::torch;
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 
@@ -149,6 +150,47 @@ impl BatchNorm2d {
     }
 }
 
+/// What follows a BatchNorm: y + shortcut where there is one, then relu(y) where that is wanted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct After<'a> {
+    pub(super) shortcut: Option<&'a Tensor>,
+    pub(super) relu: bool,
+}
+
+impl After<'_> {
+    pub(super) const NOTHING: Self = Self { shortcut: None, relu: false };
+    pub(super) const RELU: Self = Self { shortcut: None, relu: true };
+}
+
+impl BatchNorm2d {
+    /// As [`Layer::forward`], and what follows it.
+    fn followed(&self, x: &Tensor, train: bool, after: After<'_>) -> Tensor {
+        let update = train && !self.options.frozen;
+        if update && let Some(y) = self.fused(x, after) {
+            return y;
+        }
+        let mut y = self.forward(x, train);
+        if let Some(shortcut) = after.shortcut {
+            y = y.g_add_(shortcut);
+        }
+        if after.relu { y.relu_() } else { y }
+    }
+
+    /// All in one operator, where there is one for such images.
+    fn fused(&self, x: &Tensor, After { shortcut, relu }: After<'_>) -> Option<Tensor> {
+        let norm = torch::BatchNorm {
+            weight: &self.weight,
+            bias: &self.bias,
+            running_mean: &self.running_mean,
+            running_var: &self.running_var,
+            momentum: self.options.momentum,
+            eps: self.options.eps,
+        };
+        // Out of memory, as in every forward pass.
+        torch::batch_norm(x, &norm, shortcut, relu).unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
 impl Layer for BatchNorm2d {
     fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         let update = train && !self.options.frozen;
@@ -209,8 +251,9 @@ impl ConvBn {
         Self { conv, bn: BatchNorm2d::new(outputs, options) }
     }
 
-    pub(super) fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        self.bn.forward(&self.conv.forward(x, train), train)
+    /// The BatchNorm of the convolution of `x`, and what follows it.
+    pub(super) fn forward(&self, x: &Tensor, train: bool, after: After<'_>) -> Tensor {
+        self.bn.followed(&self.conv.forward(x, train), train, after)
     }
 
     /// Shows the tensors of both, which are called `conv` and `bn`.

@@ -5,7 +5,7 @@
 
 use tch::Tensor;
 
-use super::layers::{BatchNormOptions, ConvBn, Layer, Linear, Visitor, join};
+use super::layers::{After, BatchNormOptions, ConvBn, Layer, Linear, Visitor, join};
 
 /// The residual function of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,15 +81,11 @@ impl Kind {
 
 impl Layer for Block {
     fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let mut y = x.shallow_clone();
-        for (i, layer) in self.residual.iter().enumerate() {
-            y = layer.forward(&y, train);
-            if i + 1 < self.residual.len() {
-                y = y.relu_();
-            }
-        }
-        let shortcut = self.downsample.as_ref().map_or_else(|| x.shallow_clone(), |d| d.forward(x, train));
-        y.g_add_(&shortcut).relu_()
+        let shortcut = self.downsample.as_ref().map(|layer| layer.forward(x, train, After::NOTHING));
+        let shortcut = shortcut.as_ref().unwrap_or(x);
+        let Some((last, first)) = self.residual.split_last() else { return (x + shortcut).relu() };
+        let y = first.iter().fold(x.shallow_clone(), |y, layer| layer.forward(&y, train, After::RELU));
+        last.forward(&y, train, After { shortcut: Some(shortcut), relu: true })
     }
 
     fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {
@@ -146,7 +142,7 @@ impl ResNet {
 impl ResNet {
     /// Images `[B, 3, H, W]` to features `[B, C, H/32, W/32]`, rounded up.
     fn body(&self, x: &Tensor, train: bool) -> Tensor {
-        let mut y = self.stem.forward(x, train).relu_();
+        let mut y = self.stem.forward(x, train, After::RELU);
         y = y.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
         for block in self.stages.iter().flatten() {
             y = block.forward(&y, train);

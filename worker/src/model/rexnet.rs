@@ -5,7 +5,7 @@
 
 use tch::Tensor;
 
-use super::layers::{BatchNorm2d, BatchNormOptions, Conv2d, ConvBn, Layer, Visitor, join};
+use super::layers::{After, BatchNorm2d, BatchNormOptions, Conv2d, ConvBn, Layer, Visitor, join};
 
 /// timm's names, and the multiplier of the widths.
 const TABLE: [(&str, f64); 5] =
@@ -103,12 +103,12 @@ impl Block {
 
 impl Layer for Block {
     fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let expanded = self.expand.as_ref().map(|expand| expand.forward(x, train).silu());
-        let mut y = self.depthwise.forward(expanded.as_ref().unwrap_or(x), train);
+        let expanded = self.expand.as_ref().map(|expand| expand.forward(x, train, After::NOTHING).silu());
+        let mut y = self.depthwise.forward(expanded.as_ref().unwrap_or(x), train, After::NOTHING);
         if let Some(excite) = &self.excite {
             y = excite.forward(&y, train);
         }
-        let y = self.project.forward(&y.relu6(), train);
+        let y = self.project.forward(&y.relu6(), train, After::NOTHING);
         if self.shortcut > 0 {
             let _ = y.narrow(1, 0, self.shortcut).g_add_(x);
         }
@@ -179,11 +179,11 @@ impl ReXNet {
 
     /// Images `[B, 3, H, W]` to features `[B, C, H/32, W/32]`, rounded up.
     fn body(&self, x: &Tensor, train: bool) -> Tensor {
-        let mut y = self.stem.forward(x, train).silu();
+        let mut y = self.stem.forward(x, train, After::NOTHING).silu();
         for block in &self.blocks {
             y = block.forward(&y, train);
         }
-        self.last.forward(&y, train).silu()
+        self.last.forward(&y, train, After::NOTHING).silu()
     }
 }
 

@@ -1,6 +1,6 @@
 //! What tch does not expose of libtorch, behind a safe face: memory formats, gradients that are views
-//! of one buffer, when each of them is there, tensors read and written as slices, the fused SGD kernel, mixed
-//! precision, and TorchScript modules with all their tensors.
+//! of one buffer, when each of them is there, tensors read and written as slices, the fused SGD kernel, a fused BatchNorm,
+//! mixed precision, and TorchScript modules with all their tensors.
 //!
 //! This is the one module of the worker that talks to C++ (`*.cpp`); everything here may be called
 //! from safe code with any tensor, and what does not fit is a [`TorchError`].
@@ -18,6 +18,9 @@ use torch_sys::C_tensor;
 mod about;
 pub mod cuda;
 mod hooks;
+mod normalize;
+#[cfg(test)]
+mod normalize_tests;
 mod precision;
 mod script;
 #[cfg(test)]
@@ -25,6 +28,7 @@ mod tests;
 
 pub use about::{About, about};
 pub use hooks::{GradientHooks, Listener};
+pub use normalize::{BatchNorm, batch_norm};
 #[cfg(test)]
 pub(crate) use precision::layouts;
 pub use precision::{autocast, prepare, unscale};

@@ -11,6 +11,7 @@ use super::{TorchError, checked};
 unsafe extern "C" {
     fn relabel_torch_autocast_enter(cuda: c_int, half: c_int, was_enabled: *mut c_int, was_dtype: *mut c_int);
     fn relabel_torch_autocast_leave(cuda: c_int, was_enabled: c_int, was_dtype: c_int);
+    fn relabel_torch_keep_memory();
     fn relabel_torch_allow_tf32(allow: c_int) -> *mut c_char;
     fn relabel_torch_unscale(gradients: *mut C_tensor, inverse_scale: f32, finite: *mut c_int)
     -> *mut c_char;
@@ -52,7 +53,7 @@ pub fn autocast<T>(device: Device, precision: Precision, forward: impl FnOnce() 
 
 /// Prepares libtorch for a network on `device` in `precision`: on a GPU, whether f32 convolutions and matrix products
 /// may round their factors to TF32, which libtorch lets convolutions do unless it is told; and cuDNN tries its
-/// algorithms for each new shape and keeps the fastest.
+/// algorithms for each new shape and keeps the fastest. On the CPU, memory that is freed is kept for the next step.
 ///
 /// # Errors
 /// What libtorch throws.
@@ -63,6 +64,9 @@ pub fn prepare(device: Device, precision: Precision) -> Result<(), TorchError> {
             relabel_torch_allow_tf32(c_int::from(precision != Precision::Fp32))
         })?;
         tch::Cuda::cudnn_set_benchmark(true);
+    } else {
+        // SAFETY: no arguments; malloc takes its options at any time.
+        unsafe { relabel_torch_keep_memory() };
     }
     Ok(())
 }

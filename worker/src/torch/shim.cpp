@@ -11,6 +11,10 @@
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/serialization/import.h>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <cctype>
 #include <cstdint>
 #include <cstdlib>
@@ -76,6 +80,15 @@ void each_tensor(const torch::jit::Module& module, const std::string& prefix, st
 extern "C" {
 
 void relabel_torch_free(char* text) { free(text); }
+
+// Has malloc keep what is freed. The images of a layer are large enough to be mapped afresh in every step otherwise, a
+// page fault and a page of zeros for each 4 KiB.
+void relabel_torch_keep_memory() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, -1);
+#endif
+}
 
 char* relabel_torch_to_channels_last(const at::Tensor* in, at::Tensor** out) {
   return guarded([&] { *out = new at::Tensor(in->contiguous(at::MemoryFormat::ChannelsLast)); });
