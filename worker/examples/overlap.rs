@@ -72,7 +72,7 @@ fn launch(args: &Args) -> Result<()> {
             .spawn()?;
         let mut lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
         let address: SocketAddr = lines.next().context("a rank ended early")??.parse()?;
-        peers.push(match args.delay_ms > 0.0 || args.gbit.is_some() {
+        peers.push(match args.has_link() {
             true => slow_link(address, args)?.to_string(),
             false => address.to_string(),
         });
@@ -90,6 +90,13 @@ fn launch(args: &Args) -> Result<()> {
     Ok(())
 }
 
+impl Args {
+    /// Whether what ranks send each other is to go over a link of its own.
+    fn has_link(&self) -> bool {
+        self.delay_ms > 0.0 || self.gbit.is_some()
+    }
+}
+
 fn run_rank(rank: u32, args: &Args) -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     println!("{}", listener.local_addr()?);
@@ -99,7 +106,9 @@ fn run_rank(rank: u32, args: &Args) -> Result<()> {
     let world = peers.len() as u32;
     let neighbour = |rank: u32| peers[(rank % world) as usize];
     let (previous, next) = (neighbour(rank + world - 1), neighbour(rank + 1));
-    let membership = Membership { rank, world, previous, next, generation: 0, token: [0; 32] };
+    // What does not go through the connection is not held up by a link.
+    let near = !args.has_link();
+    let membership = Membership { rank, world, previous, next, generation: 0, token: [0; 32], near };
     let mut ring = Ring::connect(&listener, &membership, Timeouts::default(), AbortHandle::new())?;
 
     worker::torch::set_num_threads(args.threads);

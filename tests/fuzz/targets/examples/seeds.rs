@@ -195,11 +195,11 @@ fn configurations() {
 fn rings() {
     let target = frames::TARGET.name;
     for op in [Op::AllReduce, Op::Broadcast, Op::AllGather] {
-        let header = Header { op, step: 3, generation: 5, sequence: 9, total: 1 << 20 };
+        let header = Header { op, step: 3, generation: 5, sequence: 9, total: 1 << 20, memory: 1 << 40 };
         seed(target, &format!("header-{op}"), &[&[frames::HEADER], &header.encode()]);
     }
     // What rank 0 says to rank 1 of three: magic, version, generation, world, both ranks, and a nonce; a proof.
-    let numbers: Vec<u8> = [1_u32, 5, 0, 3, 0, 1].iter().flat_map(|word| word.to_le_bytes()).collect();
+    let numbers: Vec<u8> = [2_u32, 5, 0, 3, 0, 1].iter().flat_map(|word| word.to_le_bytes()).collect();
     let hello = [b"RELABEL\n", numbers.as_slice(), &[9; 32]].concat();
     seed(target, "hello", &[&[frames::TO_ACCEPTOR], &hello, &[1; 32]]);
     seed(target, "nonce", &[&[frames::TO_DIALER], &[3; 64]]);

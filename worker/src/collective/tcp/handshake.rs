@@ -12,16 +12,16 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 
 const MAGIC: [u8; 8] = *b"RELABEL\n";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HELLO_BYTES: usize = 64;
 /// Length of a nonce and of a proof.
-const WORD_BYTES: usize = 32;
+pub(super) const WORD_BYTES: usize = 32;
 
 const DIALER: &[u8] = b"relabel ring: the dialing rank's proof";
 const ACCEPTOR: &[u8] = b"relabel ring: the accepting rank's proof";
 
 /// A nonce or a proof.
-type Word = [u8; WORD_BYTES];
+pub(super) type Word = [u8; WORD_BYTES];
 
 /// What this rank is in its generation.
 #[derive(Clone, Copy)]
@@ -257,7 +257,7 @@ impl<S: Read + Write> Handshake<S> {
     }
 }
 
-fn fresh_nonce() -> io::Result<Word> {
+pub(super) fn fresh_nonce() -> io::Result<Word> {
     let mut nonce = [0; WORD_BYTES];
     getrandom::fill(&mut nonce).map_err(io::Error::other)?;
     Ok(nonce)

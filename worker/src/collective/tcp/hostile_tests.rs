@@ -177,7 +177,7 @@ fn listeners(world: usize) -> (Vec<TcpListener>, Vec<SocketAddr>) {
 /// One of two ranks.
 fn membership(rank: u32, peers: &[SocketAddr]) -> Membership {
     let other = peers[1 - rank as usize];
-    Membership { rank, world: 2, previous: other, next: other, generation: 7, token: TOKEN }
+    Membership { rank, world: 2, previous: other, next: other, generation: 7, token: TOKEN, near: false }
 }
 
 /// Forms a ring of two on threads, sums over it, and returns how long rank 0 took.
@@ -211,7 +211,7 @@ fn one_who_speaks_slowly_is_shown_out_in_time() {
     slow.set_nodelay(true).unwrap();
     let speaking = std::thread::spawn(move || {
         let began = Instant::now();
-        for byte in b"RELABEL\n\x01\0\0\0".iter().cycle() {
+        for byte in b"RELABEL\n\x02\0\0\0".iter().cycle() {
             if slow.write_all(&[*byte]).is_err() || began.elapsed() > Duration::from_secs(20) {
                 break;
             }

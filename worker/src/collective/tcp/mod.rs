@@ -6,7 +6,8 @@
 //! read and alter them. It is made for private networks.
 //!
 //! From a call to the wire: [`Ring`] checks the arguments, `schedule` says which bytes move in which
-//! step, `transfer` moves them over two sockets that do not block, `frame` is the header of a step.
+//! step, `transfer` moves them over two sockets that do not block, `frame` is the header of a step; where neighbours
+//! are on one host, `near` moves them from memory to memory.
 //! Before that `form` finds the two neighbours, and `handshake` makes sure of them.
 //!
 //! A failure spreads: a rank whose call fails closes both its connections, so its neighbours' calls fail
@@ -20,6 +21,7 @@ pub mod frame;
 pub mod handshake;
 #[cfg(test)]
 mod hostile_tests;
+mod near;
 mod schedule;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -33,6 +35,7 @@ use std::time::Duration;
 
 use self::frame::Op;
 use self::handshake::Member;
+use self::near::Near;
 use self::schedule::Schedule;
 use super::{AbortHandle, Collective, CollectiveError, bf16};
 
@@ -52,6 +55,8 @@ pub struct Membership {
     pub generation: u64,
     /// Drawn at random for this generation, and known to its ranks and the coordinator alone.
     pub token: [u8; 32],
+    /// Neighbours on one host read each other's memory, where the kernel lets them. The same for all ranks.
+    pub near: bool,
 }
 
 /// How long the ring waits for what.
@@ -94,6 +99,7 @@ pub struct Ring {
     member: Member,
     prev: Link,
     next: Link,
+    near: Near,
     /// Readable for ever once the ring is aborted, so that a wait on the sockets ends.
     wake: UnixStream,
     abort: AbortHandle,
@@ -141,10 +147,26 @@ impl Ring {
             let stream = Arc::downgrade(&link.stream);
             abort.on_abort(move || shut(&stream));
         }
+        let near = match membership.near {
+            true => near::try_out(&prev, &next, timeouts.form, &wake, &abort)?,
+            false => Near { prev: None, next: false },
+        };
         let scratch = vec![0.0; transfer::CHUNK_BYTES / size_of::<f32>()];
         let silence = timeouts.silence;
         let rounded = Vec::new();
-        Ok(Self { member, prev, next, wake, abort, silence, sequence: 0, scratch, rounded, ended: None })
+        Ok(Self {
+            member,
+            prev,
+            next,
+            near,
+            wake,
+            abort,
+            silence,
+            sequence: 0,
+            scratch,
+            rounded,
+            ended: None,
+        })
     }
 
     /// Runs one operation, and on failure takes the links down so that the neighbours notice. `values` are what is

@@ -33,11 +33,28 @@ fn membership(rank: usize, peers: &[SocketAddr], generation: u64) -> Membership 
     let world = peers.len();
     let neighbour = |rank: usize| peers[rank % world];
     let (previous, next) = (neighbour(rank + world - 1), neighbour(rank + 1));
-    Membership { rank: rank as u32, world: world as u32, previous, next, generation, token: TOKEN }
+    Membership {
+        rank: rank as u32,
+        world: world as u32,
+        previous,
+        next,
+        generation,
+        token: TOKEN,
+        near: true,
+    }
 }
 
 /// Runs `rank_main` as each rank of a world, each on a thread, and returns what they return by rank.
 pub(crate) fn in_world<T: Send>(world: usize, rank_main: impl Fn(&mut dyn Collective) -> T + Sync) -> Vec<T> {
+    in_a_world(world, true, rank_main)
+}
+
+/// The same; neighbours read each other's memory only if they are `near`.
+pub(crate) fn in_a_world<T: Send>(
+    world: usize,
+    near: bool,
+    rank_main: impl Fn(&mut dyn Collective) -> T + Sync,
+) -> Vec<T> {
     if world == 1 {
         return vec![rank_main(&mut Solo::default())];
     }
@@ -47,10 +64,12 @@ pub(crate) fn in_world<T: Send>(world: usize, rank_main: impl Fn(&mut dyn Collec
             .iter()
             .enumerate()
             .map(|(rank, listener)| {
-                let (membership, rank_main) = (membership(rank, &peers, 1), &rank_main);
+                let membership = Membership { near, ..membership(rank, &peers, 1) };
+                let rank_main = &rank_main;
                 scope.spawn(move || {
                     let abort = AbortHandle::new();
                     let mut ring = Ring::connect(listener, &membership, PATIENT, abort).unwrap();
+                    assert_eq!((ring.near.prev.is_some(), ring.near.next), (near, near));
                     rank_main(&mut ring)
                 })
             })
@@ -84,8 +103,8 @@ pub(super) fn bits(values: &[f32]) -> Vec<u32> {
 #[test]
 fn sums_are_right_and_the_same_bits_on_every_rank() {
     let lengths = [0, 1, 2, 3, 7, 1000, 1_000_003];
-    for world in 1..=5 {
-        let results = in_world(world, |collective| {
+    for (world, near) in (1..=5).flat_map(|world| [(world, true), (world, false)]) {
+        let results = in_a_world(world, near, |collective| {
             lengths.map(|length| {
                 let mut buffer = values(collective.rank(), length);
                 collective.all_reduce(&mut buffer).unwrap();
@@ -100,6 +119,36 @@ fn sums_are_right_and_the_same_bits_on_every_rank() {
             }
         }
     }
+}
+
+/// As it is with two hosts, on which several ranks are each.
+#[test]
+fn a_ring_of_near_and_far_neighbours_sums_the_same() {
+    let sums = |far: &[usize]| {
+        let (listeners, peers) = listeners(4);
+        std::thread::scope(|scope| {
+            let ranks: Vec<_> = (0..4)
+                .map(|rank| {
+                    let (listener, membership) = (&listeners[rank], membership(rank, &peers, 1));
+                    scope.spawn(move || {
+                        let mut ring =
+                            Ring::connect(listener, &membership, PATIENT, AbortHandle::new()).unwrap();
+                        // Both ends of a link are far.
+                        ring.near.next &= !far.contains(&rank);
+                        ring.near.prev = ring.near.prev.filter(|_| !far.contains(&((rank + 3) % 4)));
+                        let mut sums = values(ring.rank(), 300_001);
+                        ring.all_reduce(&mut sums).unwrap();
+                        ring.broadcast(bytemuck::cast_slice_mut(&mut sums), 2).unwrap();
+                        sums
+                    })
+                })
+                .collect();
+            ranks.into_iter().map(|rank| bits(&rank.join().unwrap())).collect::<Vec<_>>()
+        })
+    };
+    let near = sums(&[]);
+    assert!(near.iter().all(|rank| *rank == near[0]));
+    assert!(sums(&[1, 3]) == near && sums(&[0]) == near && sums(&[0, 1, 2, 3]) == near);
 }
 
 /// Stands before `target` and hands everything on in pieces of 1 to 7 bytes. Returns its own address.
@@ -134,7 +183,7 @@ fn sums_do_not_depend_on_how_the_bytes_arrive() {
     let pieces: Vec<_> = peers.iter().copied().map(in_small_pieces).collect();
     std::thread::scope(|scope| {
         for (rank, listener) in listeners.iter().enumerate() {
-            let membership = membership(rank, &pieces, 1);
+            let membership = Membership { near: false, ..membership(rank, &pieces, 1) };
             scope.spawn(move || {
                 let mut ring = Ring::connect(listener, &membership, PATIENT, AbortHandle::new()).unwrap();
                 let mut sums = values(ring.rank(), 5001);
@@ -153,8 +202,8 @@ fn sums_do_not_depend_on_how_the_bytes_arrive() {
 
 #[test]
 fn broadcast_gather_and_barrier_mix_with_sums() {
-    for world in 2..=4_usize {
-        in_world(world, |collective| {
+    for (world, near) in (2..=4_usize).flat_map(|world| [(world, true), (world, false)]) {
+        in_a_world(world, near, |collective| {
             let rank = collective.rank();
             for root in 0..world as u32 {
                 for length in [0, 1, 1_000_001] {
