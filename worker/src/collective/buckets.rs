@@ -173,8 +173,8 @@ mod tests {
         // One gradient is never cut, however large it is.
         assert_eq!(ranges(&[1, 1, 90, 1, 1], 8, 32), [92..94, 2..92, 0..2]);
         assert_eq!(ranges(&[1, 90], 8, 32), [1..91, 0..1]);
-        assert_eq!(ranges(&[90], 8, 32), [0..90]);
-        assert_eq!(ranges(&[1, 1], 800, 3200), [0..2], "both ends are one");
+        assert_eq!(ranges(&[90], 8, 32), [Range { start: 0, end: 90 }]);
+        assert_eq!(ranges(&[1, 1], 800, 3200), [Range { start: 0, end: 2 }], "both ends are one");
         assert_eq!(ranges(&[1, 1], 0, 0), [1..2, 0..1]);
         assert_eq!(ranges(&[], 8, 32), []);
     }

@@ -201,7 +201,7 @@ fn a_parameter_that_is_not_used_blocks_nothing() {
         parameter
     });
     let buckets = Buckets::new(&[2, 2], 8, 8);
-    let views = buckets.ranges().chain([4..6]);
+    let views = buckets.ranges().chain(std::iter::once(4..6));
     let views = views.map(|part| flat.narrow(0, part.start as i64, part.len() as i64)).collect();
     let ready = Arc::new(Ready::new(buckets));
     let hooks = GradientHooks::install([&used, &unused]).unwrap();
