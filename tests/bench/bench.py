@@ -48,8 +48,10 @@ def judged(row, rates):
         "rates": rates,
         "medians": medians,
         "lower": row.lower,
+        "ours": row.ours,
         "ratios": {f"{ours} / {peer}": better(ours, peer) for ours in row.ours for peer in peers},
         "goals": row.goals,
+        "bound": row.bound and {"what": row.bound[0], "rate": row.bound[1]()},
     }
 
 
@@ -64,11 +66,22 @@ def table(results):
         what = f"{kept['title']}, {kept['unit']}" + (" (less is better)" if kept["lower"] else "")
         for name, values in kept["rates"].items():
             pairs = {pair.split(" / ")[0]: ratio for pair, ratio in kept["ratios"].items() if pair.endswith(f" / {name}")}
-            beside = "; ".join(f"{ours}: {ratio:.2f}x" for ours, ratio in pairs.items())
+            beside = "; ".join(f"{ours}: {ratio:.2f}x{aim(kept, ours, name)}" for ours, ratio in pairs.items())
             spread = f"{min(values):.4g} to {max(values):.4g}"
             lines.append(f"| {what} | {name} | {kept['medians'][name]:.4g} | {spread} | {beside} |")
             what = ""
+        if kept["bound"]:
+            bound = kept["bound"]["rate"]
+            reached = "; ".join(f"{ours}: {kept['medians'][ours] / bound:.0%} of it" for ours in kept["ours"])
+            lines.append(f"|  | bound: {kept['bound']['what']} | {bound:.4g} |  | {reached} |")
     return "\n".join(lines) + "\n"
+
+
+def aim(kept, ours, peer):
+    """What is aimed at, where it has not been reached."""
+    pair = f"{ours} / {peer}"
+    goal = kept["goals"].get(pair)
+    return f" (aim {goal:g}x)" if goal and kept["ratios"][pair] < goal else ""
 
 
 def fallen(results, before):

@@ -25,6 +25,8 @@ class Row:
     goals: dict[str, float]
     # Whether less is better.
     lower: bool = False
+    # What cannot be passed on this machine, in words and as a rate, where it can be measured.
+    bound: tuple[str, Callable[[], float]] | None = None
 
     def shown(self, rate):
         return f"{rate:.4g} {self.unit}"
@@ -38,6 +40,18 @@ def output(command, **environment):
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+# Multiplications and additions of a training step for one image, in thousands of millions: three times the forward pass.
+WORK = {("resnet50", 224): 3 * 2 * 4.09, ("resnet18", 64): 3 * 2 * 1.82 * (64 / 224) ** 2}
+
+
+def products(root, arch, size, precision):
+    """Images a second at the rate of large matrix products on two threads."""
+    command = [sys.executable, root / PEERS / "bounds.py", "matrices", "--threads", 2, "--precision", precision]
+    return "all of it at the rate of oneDNN's large matrix products", lambda: output(command)["rate"] / (
+        WORK[arch, size] * 1e9
+    )
 
 
 def options_of(shape):
@@ -116,6 +130,10 @@ def all_reduce(ranks):
             },
             ["ours"],
             {"ours / Gloo": 2.0},
+            bound=(
+                "each process copying memory at the same time",
+                lambda: output([sys.executable, root / PEERS / "bounds.py", "copies", "--ranks", ranks], **ONE)["rate"],
+            ),
         )
 
     return row
@@ -137,7 +155,7 @@ def steps(arch, size, batch, precision, goal):
             contenders["torch.compile"] = lambda: output([*peer, "--compile"])["rate"]
         goals = {f"ours / {name}": goal for name in contenders if name != "ours"}
         title = f"training steps of {arch} at {size} px in {precision}, batch {batch}, 2 threads, images in memory"
-        return Row(title, "images/s", contenders, ["ours"], goals)
+        return Row(title, "images/s", contenders, ["ours"], goals, bound=products(root, arch, size, precision))
 
     return row
 
