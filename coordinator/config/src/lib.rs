@@ -187,6 +187,8 @@ pub struct BatchNorm {
     pub eps: f64,
     /// Normalize with the running statistics in training too and leave them as they are.
     pub frozen: bool,
+    /// On a CPU, one operator with the addition of a shortcut and the ReLU that follow.
+    pub fused: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -381,7 +383,7 @@ impl Default for Optim {
 
 impl Default for BatchNorm {
     fn default() -> Self {
-        Self { momentum: 0.9, eps: 1e-5, frozen: false }
+        Self { momentum: 0.9, eps: 1e-5, frozen: false, fused: true }
     }
 }
 

@@ -265,6 +265,8 @@ static SCHEMA: &[Setting] = settings! {
         "Added to BatchNorm's variance";
     "optim.bn.frozen", Kind::Flag, |c| Value::Flag(c.optim.bn.frozen),
         "Train with BatchNorm's running statistics and leave them as they are";
+    "optim.bn.fused", Kind::Flag, |c| Value::Flag(c.optim.bn.fused),
+        "On a CPU, BatchNorm, shortcut and ReLU in one operator; False: PyTorch's sums, to the last bit";
     "optim.batch_size", count(1), |c| Value::Whole(c.optim.batch_size.into()),
         "Images in one step, all workers together";
     "optim.lr.init", at_least(0.0), |c| Value::Real(c.optim.lr.init),

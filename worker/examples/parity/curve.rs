@@ -44,6 +44,9 @@ pub(super) struct CurveArgs {
     ema_decay: f64,
     #[arg(long, value_enum, default_value_t)]
     precision: Precision,
+    /// As `optim.bn.fused` has it.
+    #[arg(long)]
+    fused: bool,
     #[arg(long)]
     input: PathBuf,
     #[arg(long)]
@@ -85,6 +88,7 @@ pub(super) fn run(args: &CurveArgs) -> Result<(), ParityError> {
     config.data.image_size = size;
     config.compute.seed = args.seed;
     config.compute.precision = args.precision.into();
+    config.optim.bn.fused = args.fused;
     config.optim.epochs = (steps as u64).div_ceil(args.steps_per_epoch) as u32;
     config.optim.lr.init = args.lr;
     config.optim.warmup.epochs = args.warmup_epochs;

@@ -111,18 +111,25 @@ pub struct BatchNormOptions {
     pub eps: f64,
     /// Normalize with the running statistics in training too, and leave them as they are.
     pub frozen: bool,
+    /// Normalize, add a shortcut and rectify in one operator where there is one, whose last digits are its own.
+    pub fused: bool,
 }
 
 impl Default for BatchNormOptions {
     fn default() -> Self {
-        Self { momentum: 0.1, eps: 1e-5, frozen: false }
+        Self { momentum: 0.1, eps: 1e-5, frozen: false, fused: true }
     }
 }
 
 impl From<&relabel_config::BatchNorm> for BatchNormOptions {
     /// The option's momentum is the share that is kept; PyTorch's is the share that is taken in.
     fn from(options: &relabel_config::BatchNorm) -> Self {
-        Self { momentum: 1.0 - options.momentum, eps: options.eps, frozen: options.frozen }
+        Self {
+            momentum: 1.0 - options.momentum,
+            eps: options.eps,
+            frozen: options.frozen,
+            fused: options.fused,
+        }
     }
 }
 
@@ -166,7 +173,10 @@ impl BatchNorm2d {
     /// As [`Layer::forward`], and what follows it.
     fn followed(&self, x: &Tensor, train: bool, after: After<'_>) -> Tensor {
         let update = train && !self.options.frozen;
-        if update && let Some(y) = self.fused(x, after) {
+        if update
+            && self.options.fused
+            && let Some(y) = self.fused(x, after)
+        {
             return y;
         }
         let mut y = self.forward(x, train);

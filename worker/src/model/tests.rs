@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 use super::*;
 use crate::train::loss::soft_cross_entropy;
 
-const FROZEN: BatchNormOptions = BatchNormOptions { momentum: 0.1, eps: 1e-5, frozen: true };
+const FROZEN: BatchNormOptions = BatchNormOptions { momentum: 0.1, eps: 1e-5, frozen: true, fused: true };
 
 fn small(options: BatchNormOptions) -> Model {
     build("resnet18", 10, options, Device::Cpu, 7).unwrap()
