@@ -71,6 +71,9 @@ struct ParityArgs {
     /// Normalize with the running statistics in training too.
     #[arg(long)]
     frozen: bool,
+    /// As `optim.bn.fused` has it.
+    #[arg(long)]
+    fused: bool,
     /// Seed of the initial weights, or of the masks of random layers.
     #[arg(long, default_value_t = 0)]
     seed: i64,
@@ -110,7 +113,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &ParityArgs) -> Result<(), ParityError> {
-    let batch_norm = BatchNormOptions { frozen: args.frozen, ..published_batch_norm(&args.arch) };
+    let batch_norm = BatchNormOptions { frozen: args.frozen, fused: args.fused, ..published_batch_norm(&args.arch) };
     let mut model = build(&args.arch, args.classes, batch_norm, Device::Cpu, args.seed)?;
     let mut results: Vec<(String, Tensor)> = Vec::new();
     if let Some(path) = &args.input {
