@@ -113,7 +113,8 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &ParityArgs) -> Result<(), ParityError> {
-    let batch_norm = BatchNormOptions { frozen: args.frozen, fused: args.fused, ..published_batch_norm(&args.arch) };
+    let batch_norm =
+        BatchNormOptions { frozen: args.frozen, fused: args.fused, ..published_batch_norm(&args.arch) };
     let mut model = build(&args.arch, args.classes, batch_norm, Device::Cpu, args.seed)?;
     let mut results: Vec<(String, Tensor)> = Vec::new();
     if let Some(path) = &args.input {
