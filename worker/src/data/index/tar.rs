@@ -65,7 +65,7 @@ impl<'a> Archive<'a> {
     ///
     /// # Errors
     /// See [`ShardError`]: what makes the archive one that cannot be walked.
-    pub(super) fn next(&mut self) -> Result<Option<Member>, ShardError> {
+    pub(super) fn next_member(&mut self) -> Result<Option<Member>, ShardError> {
         let mut extended = Extended::default();
         loop {
             let at = self.next;
@@ -145,7 +145,7 @@ impl<'a> Archive<'a> {
         if at == 0 {
             let beginning = self.bytes(0, self.size.min(6) as usize)?;
             if let Some((_, format)) = COMPRESSED.iter().find(|(magic, _)| beginning.starts_with(magic)) {
-                return Err(ShardError::Compressed(format));
+                return Err(ShardError::Compressed(*format));
             }
         }
         if at + BLOCK > self.size {
@@ -162,7 +162,7 @@ impl<'a> Archive<'a> {
             148..156 => u64::from(b' '),
             _ => u64::from(*byte),
         });
-        if number(&header[148..156]) != Some(sum.sum()) {
+        if number(&header[148..156]) != Some(sum.sum::<u64>()) {
             return Err(match at {
                 0 => ShardError::NotTar,
                 _ => ShardError::Damaged { at, reason: "no header stands where the next member should begin" },
