@@ -17,6 +17,9 @@ use crate::data::rng::KeyedRng;
 use crate::data::{CropBox, ImageError, ImageSize};
 use crate::labels::{LabelError, Targets};
 
+#[path = "loader_shard_tests.rs"]
+mod shards;
+
 /// Tells sample, image and crop, so that a target in the wrong row shows. Panics for one sample if told to.
 struct Echo {
     panics_at: Option<u32>,

@@ -7,8 +7,12 @@
 
 mod cache;
 mod open_files;
+#[cfg(test)]
+pub(in crate::data) mod packing;
 mod scan;
 mod shards;
+#[cfg(test)]
+mod shards_tests;
 mod tar;
 #[cfg(test)]
 mod tar_tests;
