@@ -42,7 +42,8 @@ fn a_damaged_image_in_a_shard_is_named_and_can_be_skipped() {
     bytes[start as usize..][..4].copy_from_slice(b"<htm");
     fs::write(shard, bytes).unwrap();
     let error = load(plan(files.path())).unwrap_err().to_string();
-    let expected = format!("cannot use image {shown}: neither a JPEG nor a PNG (its first bytes are 3c 68 74 6d)");
+    let reason = "neither a JPEG nor a PNG (its first bytes are 3c 68 74 6d)";
+    let expected = format!("cannot use image {shown}: {reason}");
     assert!(error.starts_with(&expected), "{error}");
     let batches = load(TrainPlan { on_error: OnError::Skip, ..plan(files.path()) }).unwrap();
     let skipped: Vec<_> = batches.into_iter().flat_map(|batch| batch.skipped).collect();

@@ -45,10 +45,6 @@ impl Shard {
         Ok(Self { path, file, stamp })
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub(super) fn file(&self) -> &File {
         &self.file
     }

@@ -220,7 +220,8 @@ fn check_keys(
     let mut seen: HashMap<&str, &Sample> = HashMap::with_capacity(samples.len());
     for sample in samples {
         if let Some(before) = seen.insert(stem(&sample.name), sample) {
-            let (first, second) = if place(before) < place(sample) { (before, sample) } else { (sample, before) };
+            let in_order = place(before) < place(sample);
+            let (first, second) = if in_order { (before, sample) } else { (sample, before) };
             let key = format!("{class}/{}", stem(&sample.name));
             return Err(DataError::Twice { key, first: shown(first), second: shown(second) });
         }

@@ -119,6 +119,9 @@ fn what_is_hidden_or_no_image_is_left_out() {
 fn each_way_to_be_wrong_has_its_line() {
     let good = || Tar::new().file("1.jpg", b"").file("1.cls", b"0");
     let folder = || Tar::new().file("n/1.jpg", b"");
+    let pair = |class: &[u8]| Tar::new().file("2.jpg", b"").file("2.cls", class);
+    let no_class = "shard b.tar: member 2.cls does not hold the name of a class";
+    let twice = "b.tar, member 2.png and b.tar, member 2.jpg are both image 0/2";
     for (tar, expected) in [
         (good().file("2.jpg", b""), "shard b.tar: image 2.jpg has no .cls of the same name"),
         (folder(), "shard b.tar: image n/1.jpg has no .cls of the same name"),
@@ -126,11 +129,11 @@ fn each_way_to_be_wrong_has_its_line() {
         (good().file("2.cls", b"0"), "shard b.tar: member 2.cls has no .jpeg, .jpg or .png image"),
         (good().file("1.cls", b"0"), "shard b.tar: member 1.cls is there twice"),
         (good(), "a.tar, member 1.jpg and b.tar, member 1.jpg are both image 0/1"),
-        (Tar::new().file("2.png", b"").file("2.jpg", b"").file("2.cls", b"0"), "b.tar, member 2.png and b.tar, member 2.jpg are both image 0/2"),
-        (Tar::new().file("2.jpg", b"").file("2.cls", b"a/b"), "shard b.tar: member 2.cls does not hold the name of a class"),
-        (Tar::new().file("2.jpg", b"").file("2.cls", b" \n"), "shard b.tar: member 2.cls does not hold the name of a class"),
-        (Tar::new().file("2.jpg", b"").file("2.cls", b".."), "shard b.tar: member 2.cls does not hold the name of a class"),
-        (Tar::new().file("2.jpg", b"").file("2.cls", &[b' '; 999]), "shard b.tar: member 2.cls does not hold the name of a class"),
+        (Tar::new().file("2.png", b"").file("2.jpg", b"").file("2.cls", b"0"), twice),
+        (pair(b"a/b"), no_class),
+        (pair(b" \n"), no_class),
+        (pair(b".."), no_class),
+        (pair(&[b' '; 999]), no_class),
         (Tar::new().file("../2.jpg", b""), "shard b.tar: member ../2.jpg is no relative path"),
         (Tar::new().file("/2.jpg", b""), "shard b.tar: member /2.jpg is no relative path"),
         (Tar::new().member(b'1', "2.jpg", b""), "shard b.tar: member 2.jpg is a link"),

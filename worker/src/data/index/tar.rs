@@ -165,7 +165,7 @@ impl<'a> Archive<'a> {
         if number(&header[148..156]) != Some(sum.sum::<u64>()) {
             return Err(match at {
                 0 => ShardError::NotTar,
-                _ => ShardError::Damaged { at, reason: "no header stands where the next member should begin" },
+                _ => ShardError::Damaged { at, reason: "no header where the next member should begin" },
             });
         }
         Ok(Some(header))

@@ -82,16 +82,17 @@ fn sizes_are_read_in_all_their_forms() {
     large[124..136].copy_from_slice(&[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 1]);
     seal(&mut large);
     let content = [3; 513];
-    assert_eq!(files(&Tar::new().blocks(&large).blocks(&content).end()), [("a".to_owned(), content.to_vec())]);
+    let expected = [("a".to_owned(), content.to_vec())];
+    assert_eq!(files(&Tar::new().blocks(&large).blocks(&content).end()), expected);
     // A pax record, which goes before the header.
     let zero = header(b'0', b"a", 0);
     let bytes = Tar::new().pax(&[("size", "513")]).blocks(&zero).blocks(&content).end();
-    assert_eq!(files(&bytes), [("a".to_owned(), content.to_vec())]);
+    assert_eq!(files(&bytes), expected);
     // Spaces in place of zeros, and of the NUL.
     let mut spaces = header(b'0', b"a", 0);
     spaces[124..136].copy_from_slice(b"       1001 ");
     seal(&mut spaces);
-    assert_eq!(files(&Tar::new().blocks(&spaces).blocks(&content).end()), [("a".to_owned(), content.to_vec())]);
+    assert_eq!(files(&Tar::new().blocks(&spaces).blocks(&content).end()), expected);
     for wrong in [b"00000000008\0", b"-0000000001\0", &[0xFF; 12], &[0x80, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0]] {
         let mut header = header(b'0', b"a", 0);
         header[124..136].copy_from_slice(wrong);
@@ -135,7 +136,8 @@ fn a_damaged_header_is_noticed_whatever_byte_it_is() {
 #[test]
 fn what_cannot_be_walked_is_told_apart() {
     let error = |bytes: Vec<u8>| members(&bytes).unwrap_err().to_string();
-    for (magic, name) in [(&b"\x1F\x8B\x08"[..], "gzip"), (&b"\x28\xB5\x2F\xFD"[..], "zstd"), (&b"BZh9"[..], "bzip2")] {
+    let magics: [&[u8]; 4] = [b"\x1F\x8B\x08", b"\x28\xB5\x2F\xFD", b"\xFD7zXZ\0", b"BZh9"];
+    for (magic, name) in magics.into_iter().zip(["gzip", "zstd", "xz", "bzip2"]) {
         assert!(error([magic, &[1; 600]].concat()).contains(name), "{name}");
         assert!(error(magic.to_vec()).contains(name), "{name}");
     }
