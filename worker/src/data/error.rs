@@ -13,7 +13,7 @@ pub enum DataError {
     MissingFolder { path: PathBuf },
     #[error("cannot list folder {}: {source}", path.display())]
     List { path: PathBuf, source: io::Error },
-    #[error("data folder {} holds no class folders: expected one folder a class with JPEG files in it", path.display())]
+    #[error("data folder {} holds no class folders: expected one folder a class with JPEG files in it, or tar files of them", path.display())]
     NoClasses { path: PathBuf },
     #[error("class folder {} holds no .jpeg, .jpg or .png file: fill or remove it", path.display())]
     EmptyClass { path: PathBuf },
