@@ -36,7 +36,7 @@ pub enum DataError {
     #[error("shard {}: {source}", path.display())]
     Shard { path: PathBuf, source: ShardError },
     /// `first` and `second` name shard and member.
-    #[error("{first} and {second} are both image {key}, as its class and name are called: rename one")]
+    #[error("{first} and {second} are both image {key}: a class may hold a name once, whatever its ending; rename one")]
     Twice { key: String, first: String, second: String },
     /// An image that could not be read; `advice` says what its user can do.
     #[error("cannot use image {image}: {source}; {advice}")]

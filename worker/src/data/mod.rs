@@ -2,9 +2,9 @@
 //!
 //! One sample's way: [`order`] says which sample is consumed at which position of an epoch, and
 //! `relabel_core::shards` by which rank; [`index`] turns its id into a [`location`], a file or a part of a tar file;
-//! [`decode`] makes RGB pixels of what is there; [`rng`] gives the sample its random numbers; [`crop`] draws the box; [`augment`] turns box and pixels into `[H, W, 3]`
-//! floats; [`cutmix`] may paste a part of its neighbour over it; [`loader`] does so on many threads and
-//! hands out whole batches in order.
+//! [`decode`] makes RGB pixels of what is there; [`rng`] gives the sample its random numbers; [`crop`] draws the
+//! box; [`augment`] turns box and pixels into `[H, W, 3]` floats; [`cutmix`] may paste a part of its neighbour over
+//! it; [`loader`] does so on many threads and hands out whole batches in order.
 
 pub mod augment;
 pub mod crop;

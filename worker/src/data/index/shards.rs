@@ -57,7 +57,8 @@ pub(super) fn scan(dir: &Path, modified: SystemTime, names: Vec<String>) -> Resu
         true => Scheme::ClassFiles,
         false => Scheme::ClassFolders,
     };
-    let (mut shards, mut samples, mut classes) = (Vec::new(), Vec::new(), BTreeMap::new());
+    let (mut shards, mut classes) = (Vec::with_capacity(names.len()), BTreeMap::new());
+    let mut samples: Vec<Sample> = Vec::new();
     for ((number, name), contents) in (0..).zip(names).zip(found) {
         let stamp = contents.stamp;
         let path = dir.join(&name);
