@@ -156,6 +156,7 @@ impl Target {
     }
 }
 
+/// Removes old files. One that cannot be removed costs room, not correctness.
 fn remove(folder: &Path, files: &[String]) {
     for file in files {
         let path = folder.join(file);
