@@ -13,6 +13,7 @@ use tch::{Kind, Tensor};
 
 use crate::data::augment::{Input, Scaler};
 use crate::data::decode::{Decoder, RgbImage};
+use crate::data::location::Location;
 use crate::data::{DataError, ImageError};
 use crate::eval::classes::Classes;
 use crate::eval::network::{self, Network};
@@ -69,7 +70,8 @@ pub fn run(args: &PredictArgs) -> Result<ExitCode> {
                 Ok(()) => readable.push(path),
                 Err(source) => {
                     let advice = "it has no prediction";
-                    eprintln!("error: {}", DataError::Image { path: path.clone(), source, advice });
+                    let image = Location::File(path.clone());
+                    eprintln!("error: {}", DataError::Image { image, source, advice });
                     failed = true;
                 }
             }
@@ -98,7 +100,7 @@ struct Loader {
 impl Loader {
     /// Appends the normalized pixels of `path` to `out`, which is unchanged after an error.
     fn append(&mut self, path: &Path, network: &Network, out: &mut Vec<f32>) -> Result<(), ImageError> {
-        self.decoder.decode_file(path, &mut self.image)?;
+        self.decoder.decode_file(&Location::File(path.to_path_buf()), &mut self.image)?;
         let input = network.transform.apply(&self.image, &mut self.scaler, Vec::new())?;
         let start = out.len();
         out.resize(start + Input::floats(network.transform.image_size), 0.0);

@@ -57,7 +57,7 @@ pub struct Model {
 pub struct Data {
     /// Name of the data set's layout: imagenet.
     pub dataset: String,
-    /// Folder that holds `train/<class>/<image>` and `val/<class>/<image>`.
+    /// Folder that holds `train/<class>/<image>` and `val/<class>/<image>`, or tar files in `train/` and `val/`.
     pub data_path: String,
     /// Side of the square training crop in pixels.
     pub image_size: u32,

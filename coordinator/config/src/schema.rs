@@ -223,7 +223,7 @@ static SCHEMA: &[Setting] = settings! {
     "data.dataset", Kind::Choice(&["imagenet"]), |c| text(&c.data.dataset),
         "Layout of the data set's folders";
     "data.data_path", Kind::Text, |c| text(&c.data.data_path),
-        "Folder that holds train/<class>/<image> and val/<class>/<image>";
+        "Folder that holds train/<class>/<image> and val/<class>/<image>, or tar files in train/ and val/";
     "data.image_size", Kind::Whole { min: 8, max: 1024, optional: false }, |c| Value::Whole(c.data.image_size.into()),
         "Side of the square training crop in pixels";
     "data.rrc_minimum", PART, |c| Value::Real(c.data.rrc_minimum),

@@ -2,10 +2,9 @@
 //! content decides what a file is, not its name: ImageNet has a PNG named .JPEG. EXIF rotation is not
 //! applied, as Pillow does not apply it and the published label maps were made without.
 
-use std::fs::File;
-use std::io::{Cursor, Read};
-use std::path::Path;
+use std::io::Cursor;
 
+use super::location::Location;
 use super::turbo::{Decompressor, Layout};
 use super::{CropBox, ImageError, ImageSize, MAX_PIXELS, MAX_SIDE};
 
@@ -62,23 +61,22 @@ impl Decoder {
         Self { turbo: Decompressor::new(), file: Vec::new(), inks: Vec::new() }
     }
 
-    /// Decodes the file at `path` into `image`. After an error `image` holds nothing of use.
-    pub fn decode_file(&mut self, path: &Path, image: &mut RgbImage) -> Result<(), ImageError> {
-        self.decode_file_part(path, all, image).map(drop)
+    /// Decodes the file at `location` into `image`. After an error `image` holds nothing of use.
+    pub fn decode_file(&mut self, location: &Location, image: &mut RgbImage) -> Result<(), ImageError> {
+        self.decode_file_part(location, all, image).map(drop)
     }
 
-    /// Decodes of the file at `path` what `pick` asks of an image of that size, and a little around it where that is
+    /// Decodes of the file at `location` what `pick` asks of an image of that size, and a little around it where that is
     /// less work than the whole. The values are those of the whole image; `shrink` is followed for JPEGs alone.
     pub fn decode_file_part(
         &mut self,
-        path: &Path,
+        location: &Location,
         pick: impl FnOnce(ImageSize) -> Pick,
         image: &mut RgbImage,
     ) -> Result<Cut, ImageError> {
         let mut file = std::mem::take(&mut self.file);
-        file.clear();
-        let read = File::open(path).and_then(|mut opened| opened.read_to_end(&mut file));
-        let decoded = read.map_err(ImageError::Read).and_then(|_| self.decode_part(&file, pick, image));
+        let read = location.read(&mut file).map_err(ImageError::Read);
+        let decoded = read.and_then(|()| self.decode_part(&file, pick, image));
         self.file = file;
         decoded
     }
@@ -189,7 +187,8 @@ mod tests {
     use super::*;
 
     fn testdata(name: &str) -> Vec<u8> {
-        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/data/testdata").join(name)).unwrap()
+        std::fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/data/testdata").join(name))
+            .unwrap()
     }
 
     fn decode(bytes: &[u8]) -> Result<RgbImage, ImageError> {
@@ -294,7 +293,8 @@ mod tests {
         let frame = bomb.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
         bomb[frame + 5..frame + 9].copy_from_slice(&[0xFD, 0xE8, 0xFD, 0xE8]);
         assert!(matches!(decode(&bomb), Err(ImageError::TooLarge { width: 65000, height: 65000 })));
-        let missing = Decoder::new().decode_file(Path::new("/nonexistent/a.jpg"), &mut RgbImage::empty());
+        let nowhere = Location::File("/nonexistent/a.jpg".into());
+        let missing = Decoder::new().decode_file(&nowhere, &mut RgbImage::empty());
         assert!(matches!(missing, Err(ImageError::Read(_))));
     }
 }

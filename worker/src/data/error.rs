@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::location::Location;
 use crate::labels::LabelError;
 
 /// Why a data set, an image of it or a batch could not be made.
@@ -12,7 +13,7 @@ pub enum DataError {
     MissingFolder { path: PathBuf },
     #[error("cannot list folder {}: {source}", path.display())]
     List { path: PathBuf, source: io::Error },
-    #[error("data folder {} holds no class folders: expected one folder a class with JPEG files in it", path.display())]
+    #[error("data folder {} holds no class folders: expected one folder a class with JPEG files in it, or tar files of them", path.display())]
     NoClasses { path: PathBuf },
     #[error("class folder {} holds no .jpeg, .jpg or .png file: fill or remove it", path.display())]
     EmptyClass { path: PathBuf },
@@ -20,9 +21,28 @@ pub enum DataError {
     FileName { path: PathBuf },
     #[error("data folder {} holds more images than an index can number (4 GiB of names): split it", path.display())]
     TooManyImages { path: PathBuf },
+    #[error(
+        "data folder {} holds class folders ({folder}) and tar files ({shard}): keep one of the two there",
+        path.display()
+    )]
+    FoldersAndShards { path: PathBuf, folder: String, shard: String },
+    #[error("cannot open shard {}: {source}", path.display())]
+    OpenShard { path: PathBuf, source: io::Error },
+    #[error(
+        "the {shards} shards in data folder {} cannot all be kept open where a process may have {limit} files open: \
+         raise `ulimit -n`, or make fewer and larger shards", path.display()
+    )]
+    TooManyShards { path: PathBuf, shards: usize, limit: u64 },
+    #[error("shard {}: {source}", path.display())]
+    Shard { path: PathBuf, source: ShardError },
+    /// `first` and `second` name shard and member.
+    #[error(
+        "{first} and {second} are both image {key}: a class may hold a name once, whatever its ending; rename one"
+    )]
+    Twice { key: String, first: String, second: String },
     /// An image that could not be read; `advice` says what its user can do.
-    #[error("cannot use image {}: {source}; {advice}", path.display())]
-    Image { path: PathBuf, source: ImageError, advice: &'static str },
+    #[error("cannot use image {image}: {source}; {advice}")]
+    Image { image: Location, source: ImageError, advice: &'static str },
     #[error(transparent)]
     Label(#[from] LabelError),
     /// A request that no data set could satisfy, as when a slice lies outside its global batch.
@@ -35,7 +55,50 @@ pub enum DataError {
     Panic { what: String, message: String },
 }
 
-/// Why one image file could not be turned into pixels; the path stands in [`DataError::Image`].
+/// Why a tar file cannot be used as a shard; its path stands in [`DataError::Shard`]. `at` are bytes from its beginning.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardError {
+    #[error("it cannot be read: {0}")]
+    Read(#[source] io::Error),
+    #[error("it is compressed ({0}): images are read out of its middle, so unpack it to a plain tar file")]
+    Compressed(&'static str),
+    #[error("it is not a tar file")]
+    NotTar,
+    #[error("it is damaged at byte {at}: {reason}")]
+    Damaged { at: u64, reason: &'static str },
+    #[error("its {size} bytes end without the zeros that a tar file ends with: it is truncated")]
+    NoEnd { size: u64 },
+    #[error("there is something at byte {at}, after its end: make one archive of what was put together")]
+    AfterEnd { at: u64 },
+    #[error("member {member} of {length} bytes reaches beyond the end of its {size} bytes: it is truncated")]
+    BeyondEnd { member: String, length: u64, size: u64 },
+    #[error("member {member} is sparse: make the archive without --sparse")]
+    Sparse { member: String },
+    #[error("member {member} is a link or a special file: make the archive with --dereference")]
+    NotAFile { member: String },
+    #[error("member {member} is no relative path within the archive: it begins with / or has .. in it")]
+    Outside { member: String },
+    #[error("member {member} is not a UTF-8 name: rename it")]
+    NotUtf8 { member: String },
+    #[error("member {member} of {length} bytes is larger than an image may be (4 GiB)")]
+    TooLarge { member: String, length: u64 },
+    #[error("member {member} is there twice")]
+    MemberTwice { member: String },
+    #[error("member {member} does not hold the name of a class: it must be one line of text without /")]
+    ClassName { member: String },
+    #[error("image {member} has no .cls of the same name in this shard, as images of this data set have")]
+    NoClassFile { member: String },
+    #[error("member {member} has no .jpeg, .jpg or .png image of the same name in this shard")]
+    NoImage { member: String },
+    #[error("image {member} has no class: expected a .cls of the same name, or a class folder around it")]
+    NoClass { member: String },
+    #[error("it holds no .jpeg, .jpg or .png file: remove it")]
+    Empty,
+    #[error("it was changed while it was being indexed: start again when it is complete")]
+    Changed,
+}
+
+/// Why one image file could not be turned into pixels; where it is stands in [`DataError::Image`].
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     #[error("{0}")]

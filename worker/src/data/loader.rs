@@ -162,12 +162,12 @@ impl Work for EvalWork {
     }
 
     fn sample(&self, batch: u64, index: usize, scratch: &mut Scratch) -> Result<Input, DataError> {
-        let path = self.plan.split.path(self.id(batch, index));
+        let location = self.plan.split.location(self.id(batch, index));
         let Scratch { decoder, image, scaler } = scratch;
         let input = decoder
-            .decode_file(&path, image)
+            .decode_file(&location, image)
             .and_then(|()| self.plan.transform.apply(image, scaler, self.buffers.take()));
-        input.map_err(|source| DataError::Image { path, source, advice: EVAL_ADVICE })
+        input.map_err(|source| DataError::Image { image: location, source, advice: EVAL_ADVICE })
     }
 
     fn assemble(&self, batch: u64, samples: Vec<Input>, spare: Option<EvalBatch>) -> EvalBatch {
@@ -188,7 +188,7 @@ impl Work for EvalWork {
     }
 
     fn describe(&self, batch: u64, index: usize) -> String {
-        self.plan.split.path(self.id(batch, index)).display().to_string()
+        self.plan.split.location(self.id(batch, index)).to_string()
     }
 }
 

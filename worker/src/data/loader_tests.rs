@@ -11,10 +11,14 @@ use super::*;
 use crate::data::augment::{Augment, Resize};
 use crate::data::cutmix::CutMix;
 use crate::data::decode::Cut;
+use crate::data::location::Location;
 use crate::data::order::epoch_order;
 use crate::data::rng::KeyedRng;
 use crate::data::{CropBox, ImageError, ImageSize};
 use crate::labels::{LabelError, Targets};
+
+#[path = "loader_shard_tests.rs"]
+mod shards;
 
 /// Tells sample, image and crop, so that a target in the wrong row shows. Panics for one sample if told to.
 struct Echo {
@@ -105,7 +109,7 @@ fn batches_hold_the_epochs_order_with_images_and_targets_in_their_rows() {
         assert_eq!(batch.images.len(), batch.sample_ids.len() * Input::floats(8));
         for (row, &id) in batch.sample_ids.iter().enumerate() {
             let Scratch { decoder, image, scaler } = &mut scratch;
-            decoder.decode_file(&plan.split.path(id), image).unwrap();
+            decoder.decode_file(&plan.split.location(id), image).unwrap();
             let mut rng = KeyedRng::of_sample(11, 2, id);
             let cut = Cut::of_whole(image.size, plan.augment.draw_crop(image.size, &mut rng).crop);
             let input = plan.augment.apply(image, &cut, &mut rng, scaler, Vec::new()).unwrap();
@@ -203,11 +207,19 @@ fn recycled_batches_carry_nothing_over() {
     assert!(loader.next().is_none());
 }
 
+/// The file that a sample has of its own.
+fn path(split: &Split, id: u32) -> PathBuf {
+    match split.location(id) {
+        Location::File(path) => path,
+        part => panic!("{part} is no file"),
+    }
+}
+
 /// Damages the files of the samples at two positions of the epoch's order.
 fn damage(root: &Path) -> [(u32, PathBuf); 2] {
     let split = Split::open(root, None).unwrap();
     let order = epoch_order(11, 2, 23);
-    let damaged = [order[8], order[20]].map(|id| (id, split.path(id)));
+    let damaged = [order[8], order[20]].map(|id| (id, path(&split, id)));
     fs::write(&damaged[0].1, "").unwrap();
     fs::remove_file(&damaged[1].1).unwrap();
     damaged
@@ -222,7 +234,8 @@ fn an_unreadable_image_fails_the_batch_it_is_in_and_is_named() {
     let mut loader = TrainLoader::start(plan).unwrap();
     assert_eq!(loader.next().unwrap().unwrap().step, 0);
     let error = loader.next().unwrap().unwrap_err();
-    assert!(matches!(&error, DataError::Image { path, source: ImageError::Empty, .. } if *path == first.1));
+    let at = Location::File(first.1.clone());
+    assert!(matches!(&error, DataError::Image { image, source: ImageError::Empty, .. } if *image == at));
     let expected = format!("cannot use image {}: the file is empty; {TRAIN_ADVICE}", first.1.display());
     assert_eq!(error.to_string(), expected);
     assert!(loader.next().is_none());
@@ -270,7 +283,7 @@ fn a_panic_while_loading_is_an_error_that_names_the_file() {
     for threads in [1, 4] {
         let targets = Arc::new(Echo { panics_at: Some(panics_at) });
         let plan = TrainPlan { targets, threads, ..plan(root.path()) };
-        let path = plan.split.path(panics_at).display().to_string();
+        let path = plan.split.location(panics_at).to_string();
         let results: Vec<_> = TrainLoader::start(plan).unwrap().collect();
         assert_eq!(results.len(), 3);
         let error = results.into_iter().find_map(Result::err).unwrap();
@@ -340,7 +353,7 @@ fn evaluation_loads_each_position_once_with_its_class() {
 fn evaluation_fails_at_an_unreadable_image() {
     let root = data();
     let plan = eval_plan(root.path(), 0..23);
-    let path = plan.split.path(9);
+    let path = path(&plan.split, 9);
     fs::write(&path, "not an image").unwrap();
     let results: Vec<_> = EvalLoader::start(plan).unwrap().collect();
     assert_eq!(results.len(), 3);

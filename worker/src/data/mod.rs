@@ -1,10 +1,10 @@
-//! From a folder of JPEG files to batches of normalized pixels. Knows nothing of libtorch.
+//! From folders of JPEG files, or tar files of them, to batches of normalized pixels. Knows nothing of libtorch.
 //!
 //! One sample's way: [`order`] says which sample is consumed at which position of an epoch, and
-//! `relabel_core::shards` by which rank; [`index`] turns its id into a file; [`decode`] makes RGB pixels of the file; [`rng`] gives the
-//! sample its random numbers; [`crop`] draws the box; [`augment`] turns box and pixels into `[H, W, 3]`
-//! floats; [`cutmix`] may paste a part of its neighbour over it; [`loader`] does so on many threads and
-//! hands out whole batches in order.
+//! `relabel_core::shards` by which rank; [`index`] turns its id into a [`location`], a file or a part of a tar file;
+//! [`decode`] makes RGB pixels of what is there; [`rng`] gives the sample its random numbers; [`crop`] draws the
+//! box; [`augment`] turns box and pixels into `[H, W, 3]` floats; [`cutmix`] may paste a part of its neighbour over
+//! it; [`loader`] does so on many threads and hands out whole batches in order.
 
 pub mod augment;
 pub mod crop;
@@ -14,6 +14,7 @@ mod error;
 pub mod index;
 mod jitter;
 pub mod loader;
+pub mod location;
 pub mod order;
 mod pillow;
 mod pool;
@@ -21,7 +22,7 @@ pub mod rng;
 pub(crate) mod turbo;
 pub mod whole;
 
-pub use error::{DataError, ImageError};
+pub use error::{DataError, ImageError, ShardError};
 
 /// Most pixels that an image may have, where Pillow too refuses it as a decompression bomb.
 pub const MAX_PIXELS: u64 = 178_956_970;

@@ -111,14 +111,14 @@ impl Work for WholeWork {
 
     fn sample(&self, batch: u64, index: usize, scratch: &mut Self::Scratch) -> Result<Whole, DataError> {
         let id = self.ids(batch)[index];
-        let (path, side) = (self.plan.split.path(id), self.plan.side);
+        let (location, side) = (self.plan.split.location(id), self.plan.side);
         let (decoder, image) = scratch;
         let square = ImageSize { width: side, height: side };
-        match decoder.decode_file(&path, image).and_then(|()| pillow::resize(image, square)) {
+        match decoder.decode_file(&location, image).and_then(|()| pillow::resize(image, square)) {
             Ok(pixels) => Ok(Whole { id, loaded: Ok(Input::plain(side, pixels)) }),
             Err(source) => {
-                let skip = is_skippable(&source, &path);
-                let error = DataError::Image { path, source, advice: ADVICE };
+                let skip = is_skippable(&source, &location);
+                let error = DataError::Image { image: location, source, advice: ADVICE };
                 if skip { Ok(Whole { id, loaded: Err(error.to_string()) }) } else { Err(error) }
             }
         }
@@ -147,6 +147,6 @@ impl Work for WholeWork {
     }
 
     fn describe(&self, batch: u64, index: usize) -> String {
-        self.plan.split.path(self.ids(batch)[index]).display().to_string()
+        self.plan.split.location(self.ids(batch)[index]).to_string()
     }
 }

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use super::folders::Listing;
 use super::{Findings, Verdict, images, spread};
 use crate::data::decode::{Decoder, RgbImage};
+use crate::data::location::Location;
 use crate::data::{ImageError, ImageSize};
 use crate::labels::map_in_order;
 use crate::progress::Progress;
@@ -22,12 +23,12 @@ pub(super) fn open(
     let chosen: Vec<_> = spread(all.len(), most).into_iter().map(|place| all[place]).collect();
     let progress = Progress::new(chosen.len() as u64, "images opened");
     let sizes: Vec<Result<ImageSize, ImageError>> = map_in_order(&chosen, threads, |image| {
-        let size = decode(&split.path(*image));
+        let size = decode(&split.location(*image));
         progress.advance(1);
         size
     });
     progress.finish();
-    let name = |place: &usize| split.path(chosen[*place]).display().to_string();
+    let name = |place: &usize| split.location(chosen[*place]).to_string();
     let read: Vec<(usize, ImageSize)> =
         sizes.iter().enumerate().filter_map(|(place, size)| Some((place, *size.as_ref().ok()?))).collect();
     let mut sides: Vec<u32> = read.iter().map(|(_, size)| size.width.min(size.height)).collect();
@@ -60,9 +61,9 @@ pub(super) fn open(
 }
 
 /// The size of the image in a file that can be read to its end.
-fn decode(path: &std::path::Path) -> Result<ImageSize, ImageError> {
+fn decode(location: &Location) -> Result<ImageSize, ImageError> {
     thread_local! {
         static BUFFERS: RefCell<(Decoder, RgbImage)> = RefCell::new((Decoder::new(), RgbImage::empty()));
     }
-    BUFFERS.with_borrow_mut(|(decoder, image)| decoder.decode_file(path, image).map(|()| image.size))
+    BUFFERS.with_borrow_mut(|(decoder, image)| decoder.decode_file(location, image).map(|()| image.size))
 }

@@ -1,4 +1,5 @@
-//! Folders and names: what the index of a split would take, and what it would stumble over.
+//! Folders and names: what the index of a split would take, and what it would stumble over. Shards are as the index
+//! takes them, or it says what the first is that is wrong with them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,7 +7,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{Findings, Verdict};
-use crate::data::index::EXTENSIONS;
+use crate::data::index::{EXTENSIONS, Split, holds_shards};
+use crate::data::location::Location;
 use crate::labels::map_in_order;
 
 /// Listing waits for the file system and hardly computes, so the number does not depend on the cores.
@@ -18,6 +20,8 @@ const UNEVEN: usize = 10;
 /// A split as its folders have it.
 pub(super) struct Listing {
     pub dir: PathBuf,
+    /// Where the images are, if they are in shards.
+    sharded: Option<Split>,
     /// Sorted by name.
     pub classes: Vec<Class>,
 }
@@ -39,9 +43,12 @@ impl Listing {
         self.classes.iter().map(|class| class.images.len()).sum()
     }
 
-    pub fn path(&self, (class, image): (usize, usize)) -> PathBuf {
+    pub fn location(&self, (class, image): (usize, usize)) -> Location {
+        if let Some(split) = &self.sharded {
+            return split.location(split.samples(class as u32).start + image as u32);
+        }
         let class = &self.classes[class];
-        self.dir.join(&class.name).join(&class.images[image])
+        Location::File(self.dir.join(&class.name).join(&class.images[image]))
     }
 
     /// `class/stem`, what a label map is named after.
@@ -54,6 +61,39 @@ impl Listing {
 
 /// Lists a split and says what is wrong with its folders; None where there is nothing to go on with.
 pub(super) fn split(findings: &mut Findings, what: &'static str, dir: &Path) -> Option<Listing> {
+    // A folder that cannot be listed is told of below.
+    let listing = match holds_shards(dir).unwrap_or(false) {
+        true => in_shards(findings, what, dir)?,
+        false => in_folders(findings, what, dir)?,
+    };
+    describe(findings, what, &listing);
+    (listing.len() > 0).then_some(listing)
+}
+
+/// Indexes shards as training does.
+fn in_shards(findings: &mut Findings, what: &'static str, dir: &Path) -> Option<Listing> {
+    let split = match Split::open(dir, None) {
+        Ok(split) => split,
+        Err(error) => {
+            findings.bad(what, error.to_string());
+            return None;
+        }
+    };
+    let classes = split.classes().iter().enumerate().map(|(class, name)| {
+        let images = split.samples(class as u32).map(|sample| split.file_name(sample).to_owned());
+        Class {
+            name: name.clone(),
+            images: images.collect(),
+            others: Vec::new(),
+            unreadable: Vec::new(),
+            error: None,
+        }
+    });
+    let classes = classes.collect();
+    Some(Listing { dir: dir.to_path_buf(), sharded: Some(split), classes })
+}
+
+fn in_folders(findings: &mut Findings, what: &'static str, dir: &Path) -> Option<Listing> {
     let names = match class_folders(dir) {
         Ok(names) => names,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -70,7 +110,12 @@ pub(super) fn split(findings: &mut Findings, what: &'static str, dir: &Path) -> 
         return None;
     }
     let classes = map_in_order(&names, THREADS, |name| list(dir, name));
-    let listing = Listing { dir: dir.to_path_buf(), classes };
+    Some(Listing { dir: dir.to_path_buf(), sharded: None, classes })
+}
+
+/// Says how many images there are, and what is wrong with them by their names.
+fn describe(findings: &mut Findings, what: &'static str, listing: &Listing) {
+    let dir = &listing.dir;
     let sizes: Vec<usize> = listing.classes.iter().map(|class| class.images.len()).collect();
     let (least, most) = (sizes.iter().min().copied().unwrap_or(0), sizes.iter().max().copied().unwrap_or(0));
     let each = if least == most { least.to_string() } else { format!("{least} to {most}") };
@@ -92,7 +137,7 @@ pub(super) fn split(findings: &mut Findings, what: &'static str, dir: &Path) -> 
     findings.wrong(what, Verdict::Odd, all(|class| &class.others), |n| {
         format!("{n} files are no images by their names (.jpeg, .jpg, .png) and are left out")
     });
-    let twice = twins(&listing);
+    let twice = twins(listing);
     findings.wrong(what, Verdict::Odd, twice, |n| {
         format!("{n} images have the name of another but for the ending, and so share its label map")
     });
@@ -103,7 +148,6 @@ pub(super) fn split(findings: &mut Findings, what: &'static str, dir: &Path) -> 
             format!("{n} classes have at most a tenth of the largest one's {most} images")
         });
     }
-    (listing.len() > 0).then_some(listing)
 }
 
 /// Says in which classes two splits differ: class ids are the places of the sorted folders.
@@ -182,7 +226,7 @@ fn twins(listing: &Listing) -> Vec<String> {
         let mut stems = BTreeSet::new();
         for image in 0..class.images.len() {
             if !stems.insert(listing.key((number, image))) {
-                found.push(listing.path((number, image)).display().to_string());
+                found.push(listing.location((number, image)).to_string());
             }
         }
     }

@@ -26,7 +26,8 @@ const NAMED: usize = 5;
 /// Arguments of `worker doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// Check a data set instead of the machine: the folder that holds `train/<class>/<image>` and `val/<class>/<image>`
+    /// Check a data set instead of the machine: the folder that holds `train/<class>/<image>` and `val/<class>/<image>`,
+    /// or tar files in `train/` and `val/`
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Label maps: a folder of `<class>/<image stem>.pt`, or a file that `worker pack` made of it

@@ -7,12 +7,16 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::sets;
+use crate::data::DataError;
+use crate::data::index::{Split, holds_shards};
 
 /// Why class folders cannot be told apart as the network's outputs. One line; names the file or folder.
 #[derive(Debug, thiserror::Error)]
 pub enum ClassesError {
     #[error("cannot read the classes {}: {source}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Shards(#[from] DataError),
     #[error(
         "{}: {reason}; expected one class a line (n01440764, or n01440764 and its name), or a JSON class index", path.display()
     )]
@@ -42,14 +46,17 @@ pub struct Classes {
 }
 
 impl Classes {
-    /// Reads `path`: a folder of class folders; a text file with a class a line, which may have its name
+    /// Reads `path`: a folder of class folders, or of shards, whose headers tell the classes; a text file with a class a line, which may have its name
     /// after a WordNet id; or a JSON class index, `{"0": ["n01440764", "tench"], ...}` or a list of names.
     ///
     /// # Errors
-    /// An unreadable or empty file, a line twice, an index with gaps.
+    /// An unreadable or empty file, a line twice, an index with gaps; shards that cannot be indexed.
     pub fn read(path: &Path) -> Result<Self, ClassesError> {
         let unreadable = |source| ClassesError::Read { path: path.to_path_buf(), source };
         if path.is_dir() {
+            if holds_shards(path)? {
+                return Ok(Self::from_folders(Split::open(path, None)?.classes().to_vec()));
+            }
             return sets::folders(path).map(Self::from_folders).map_err(unreadable);
         }
         let text = std::fs::read_to_string(path).map_err(unreadable)?;
@@ -70,7 +77,7 @@ impl Classes {
         classes.map_err(|reason| ClassesError::Format { path: path.to_path_buf(), reason })
     }
 
-    /// The classes of training folders `folders`, sorted.
+    /// The classes of training folders or shards, in the order of their ids.
     pub fn from_folders(folders: Vec<String>) -> Self {
         Self { names: folders.clone(), keys: folders }
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! <dir>/val/<class>/<image>                    ImageNet; training folders in <dir>/train name the classes
 //! <dir>/<class>/<image>                        the same without val/; ImageNetV2 with 0 to 999; ImageNet-A, -O, -R
+//! <dir>/val/*.tar, <dir>/*.tar                 either as shards
 //! <dir>/<corruption>/<severity>/<class>/<image>      ImageNet-C, severities 1 to 5
 //! <dir>/<group>/<corruption>/<severity>/<class>/...  all of ImageNet-C as it unpacks: noise, blur, weather, ...
 //! ```

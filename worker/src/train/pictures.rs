@@ -110,9 +110,9 @@ impl Drawer {
     }
 
     fn sample(&self, picture: Picture, sample: u32) -> Result<()> {
-        let path = self.split.path(sample);
+        let location = self.split.location(sample);
         let mut image = RgbImage::empty();
-        Decoder::new().decode_file(&path, &mut image)?;
+        Decoder::new().decode_file(&location, &mut image)?;
         // The very crop that the loader takes: its random numbers are those of seed, epoch and sample.
         let mut rng = KeyedRng::of_sample(self.seed, picture.epoch, sample);
         let crop = self.augment.draw_crop(image.size, &mut rng).crop;
@@ -122,7 +122,7 @@ impl Drawer {
             &Lesson {
                 title: format!("{}, epoch {}", picture.key, picture.epoch + 1),
                 map: self.maps.read(sample)?.into_label_map(),
-                image: &path,
+                image: &location,
                 crop: UnitBox::of(image.size, crop),
                 axes: self.axes,
                 target,

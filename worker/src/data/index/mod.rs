@@ -1,22 +1,43 @@
 //! Which images a split holds and what they are numbered: sorted class folders give the class ids, and
-//! the samples are sorted by class folder and file name. Only names; no file is opened.
+//! the samples are sorted by class folder and file name. Of folders only the names are read.
+//!
+//! A split of tar files is numbered as if it had been unpacked into class folders: `shards` says what its classes and
+//! names are, and a sample is then read from its place in its shard. So all that is said of the order of samples, of
+//! each being consumed once an epoch, and of resuming, holds for both; the shards are not read one after the other.
 
 mod cache;
+mod open_files;
+#[cfg(test)]
+pub(in crate::data) mod packing;
 mod scan;
+mod shards;
+#[cfg(test)]
+mod shards_tests;
+mod tar;
+#[cfg(test)]
+mod tar_tests;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-pub(crate) use scan::EXTENSIONS;
+pub(crate) use scan::{EXTENSIONS, holds_shards};
 
-use super::DataError;
+use super::location::{Location, Shard, Stamp};
+use super::{DataError, ShardError};
+use crate::labels::map_in_order;
+
+/// Opening files waits for the file system, so the number does not depend on the cores.
+const OPENERS: usize = 16;
 
 /// The index of one split, `<data_path>/train` or `<data_path>/val`. A sample's id is its position.
 ///
-/// ImageNet's 1.28 million names take 32 MB: they stand in one string, with where each one ends.
+/// ImageNet's 1.28 million names take 32 MB: they stand in one string, with where each one ends. In shards each sample
+/// takes 16 bytes more, and each shard a file that stays open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {
     dir: PathBuf,
@@ -28,19 +49,32 @@ pub struct Split {
     /// Where the name of each sample ends in `names`.
     ends: Vec<u32>,
     fingerprint: [u8; 32],
+    /// None of folders.
+    shards: Option<Shards>,
+}
+
+/// Where the samples of a split are that is made of tar files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Shards {
+    scheme: Scheme,
+    /// Shared by the clones of a split and by what is being read.
+    files: Vec<Arc<Shard>>,
+    /// Of each sample.
+    parts: Vec<Part>,
 }
 
 impl Split {
-    /// Indexes the folder `dir` of class folders. Files other than .jpeg, .jpg and .png (in any case) and
-    /// everything hidden are left out.
+    /// Indexes the folder `dir` of class folders, or of tar files. Files other than .jpeg, .jpg and .png (in any case)
+    /// and everything hidden are left out.
     ///
-    /// The index is kept in `cache_dir` and used again while `dir` is the same and neither it nor a class
-    /// folder has been modified. A cache that is damaged or of another version is made anew; one that cannot
+    /// The index is kept in `cache_dir` and used again while `dir` is the same and neither it nor a class folder or
+    /// shard has been modified. A cache that is damaged or of another version is made anew; one that cannot
     /// be written is a warning.
     ///
     /// # Errors
-    /// A missing or unreadable folder, no class folders, a class folder without images, a name that is not
-    /// UTF-8.
+    /// A missing or unreadable folder, neither class folders nor tar files, or both; a class folder or shard without
+    /// images, a name that is not UTF-8; shards that are damaged, hold what is not understood, or are too many to be
+    /// open at once.
     pub fn open(dir: &Path, cache_dir: Option<&Path>) -> Result<Self, DataError> {
         let absolute = dir.canonicalize().map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => DataError::MissingFolder { path: dir.to_path_buf() },
@@ -68,6 +102,7 @@ impl Split {
             names: String::new(),
             ends: Vec::new(),
             fingerprint: [0; 32],
+            shards: None,
         };
         split.fingerprint = split.hash();
         split
@@ -82,6 +117,12 @@ impl Split {
             names: String::with_capacity(listing.classes.iter().map(|class| class.names.len()).sum()),
             ends: Vec::with_capacity(listing.classes.iter().map(|class| class.ends.len()).sum()),
             fingerprint: [0; 32],
+            shards: match listing.origin {
+                Origin::Folders(_) => None,
+                Origin::Shards { scheme, shards, parts } => {
+                    Some(Shards { scheme, files: open_shards(dir, &shards)?, parts })
+                }
+            },
         };
         for class in listing.classes {
             let offset = u32::try_from(split.names.len()).map_err(|_| too_many())?;
@@ -141,24 +182,39 @@ impl Split {
         &self.names[self.name_range(sample)]
     }
 
-    /// Path of a sample's file.
-    pub fn path(&self, sample: u32) -> PathBuf {
-        let class = &self.classes[self.class(sample) as usize];
-        let mut path = self.dir.join(class);
-        path.push(self.file_name(sample));
-        path
-    }
-
-    /// `class/stem`, the file's name without its extension: what its label map is named after.
-    pub fn key(&self, sample: u32) -> String {
+    /// Where a sample's bytes are.
+    pub fn location(&self, sample: u32) -> Location {
         let class = &self.classes[self.class(sample) as usize];
         let name = self.file_name(sample);
-        let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
-        format!("{class}/{stem}")
+        match &self.shards {
+            None => {
+                let mut path = self.dir.join(class);
+                path.push(name);
+                Location::File(path)
+            }
+            Some(Shards { scheme, files, parts }) => {
+                let Part { shard, length, start } = parts[sample as usize];
+                let member = scheme.member(class, name).into_owned();
+                Location::Part { shard: Arc::clone(&files[shard as usize]), member, start, length }
+            }
+        }
+    }
+
+    /// `class/stem`, the file's name without its extension: what its label map is named after. The same for an image
+    /// in a shard as for the file that it was packed from; folders before its name, other than the class, are no part
+    /// of it.
+    pub fn key(&self, sample: u32) -> String {
+        let class = &self.classes[self.class(sample) as usize];
+        format!("{class}/{}", stem(self.file_name(sample)))
+    }
+
+    /// Ids of the samples of a class.
+    pub fn samples(&self, class: u32) -> Range<u32> {
+        self.firsts[class as usize]..self.firsts[class as usize + 1]
     }
 
     /// A hash of all class and file names in order: the same on two machines exactly if their sample ids
-    /// mean the same.
+    /// mean the same, though one may have folders and the other shards of them.
     pub fn fingerprint(&self) -> [u8; 32] {
         self.fingerprint
     }
@@ -170,21 +226,101 @@ impl Split {
     }
 }
 
+/// Opens the shards that a listing is of, as the files that they were then.
+fn open_shards(dir: &Path, shards: &[ShardListing]) -> Result<Vec<Arc<Shard>>, DataError> {
+    open_files::make_room(dir, shards.len())?;
+    let opened = map_in_order(shards, OPENERS, |listed| {
+        let path = dir.join(&listed.name);
+        let shard = Shard::open(path.clone());
+        let shard = shard.map_err(|source| open_files::refused(dir, shards.len(), &path, source))?;
+        match shard.stamp() == listed.stamp {
+            true => Ok(Arc::new(shard)),
+            false => Err(DataError::Shard { path, source: ShardError::Changed }),
+        }
+    });
+    opened.into_iter().collect()
+}
+
+/// A name or path without its extension.
+fn stem(name: &str) -> &str {
+    name.rsplit_once('.').map_or(name, |(stem, _)| stem)
+}
+
 /// What a scan finds and the cache keeps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Listing {
+    /// When the split folder was.
     modified: SystemTime,
-    /// Sorted by name.
+    /// In the order of their ids.
     classes: Vec<ClassListing>,
+    origin: Origin,
 }
 
-/// The images of one class folder, sorted by name.
+/// The images of one class, sorted by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ClassListing {
     name: String,
-    modified: SystemTime,
     /// File names, one after the other.
     names: String,
     /// Where each name ends in `names`.
     ends: Vec<u32>,
+}
+
+impl ClassListing {
+    /// None if the names take 4 GiB.
+    fn new<'a>(name: String, files: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let (mut names, mut ends) = (String::new(), Vec::new());
+        for file in files {
+            names.push_str(file);
+            ends.push(u32::try_from(names.len()).ok()?);
+        }
+        Some(Self { name, names, ends })
+    }
+}
+
+/// What a listing is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Origin {
+    /// Class folders, and when each was modified, by class.
+    Folders(Vec<SystemTime>),
+    /// Tar files, sorted by name, and the part of each sample, by its id.
+    Shards { scheme: Scheme, shards: Vec<ShardListing>, parts: Vec<Part> },
+}
+
+/// A shard as it was when it was scanned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct ShardListing {
+    /// Of the file, within the split folder.
+    name: String,
+    stamp: Stamp,
+}
+
+/// Where an image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Part {
+    /// Place of its shard among all, from 0.
+    shard: u32,
+    /// In bytes; `start + length` is within the shard.
+    length: u32,
+    /// In bytes from the beginning of the shard.
+    start: u64,
+}
+
+/// What says which class an image in a shard is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scheme {
+    /// The `.cls` member beside it.
+    ClassFiles,
+    /// The folder that it is in.
+    ClassFolders,
+}
+
+impl Scheme {
+    /// An image as messages name it: its path without the folders that mean nothing.
+    fn member<'a>(self, class: &str, name: &'a str) -> Cow<'a, str> {
+        match self {
+            Self::ClassFiles => Cow::Borrowed(name),
+            Self::ClassFolders => Cow::Owned(format!("{class}/{name}")),
+        }
+    }
 }

@@ -1,13 +1,14 @@
-//! Lists the class folders of a split on several threads.
+//! Lists what a split folder holds: class folders, which are listed on several threads, or tar files, which `shards`
+//! looks into.
 
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::time::SystemTime;
 
 use super::super::DataError;
-use super::{ClassListing, Listing};
+use super::{ClassListing, Listing, Origin, shards};
+use crate::labels::map_in_order;
 
 /// Listing folders waits for the file system, over a network above all, and hardly computes, so the
 /// number does not depend on the cores.
@@ -16,54 +17,78 @@ const THREADS: usize = 16;
 /// Endings of images, in any case.
 pub(crate) const EXTENSIONS: [&str; 3] = ["jpeg", "jpg", "png"];
 
-/// Lists all images of all class folders of `dir`, sorted.
+/// Endings of compressed tar files, in any case.
+const COMPRESSED: [&str; 8] =
+    [".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4"];
+
+/// The names in a split folder that matter, sorted.
+struct Names {
+    folders: Vec<String>,
+    /// Tar files; if there are any, or no folders, compressed ones too, so that they are refused by their name.
+    shards: Vec<String>,
+}
+
+/// Lists all images of the split in `dir`, sorted.
 pub(super) fn scan(dir: &Path) -> Result<Listing, DataError> {
+    let modified = fs::metadata(dir).and_then(|folder| folder.modified());
+    let modified = modified.map_err(|source| list_error(dir, source))?;
+    let Names { folders, shards } = names(dir)?;
+    match (folders.first(), shards.first()) {
+        (None, None) => Err(DataError::NoClasses { path: dir.to_path_buf() }),
+        (Some(folder), Some(shard)) => {
+            let (folder, shard) = (folder.clone(), shard.clone());
+            Err(DataError::FoldersAndShards { path: dir.to_path_buf(), folder, shard })
+        }
+        (None, Some(_)) => shards::scan(dir, modified, shards),
+        (Some(_), None) => {
+            let listed = map_in_order(&folders, THREADS, |name| list_class(&dir.join(name), name));
+            // Of several faults the first in order is told.
+            let listed = listed.into_iter().collect::<Result<Vec<_>, _>>()?;
+            let (classes, times): (Vec<_>, Vec<_>) = listed.into_iter().unzip();
+            Ok(Listing { modified, classes, origin: Origin::Folders(times) })
+        }
+    }
+}
+
+/// Whether the split in `dir` is made of tar files.
+///
+/// # Errors
+/// A folder that cannot be listed.
+pub(crate) fn holds_shards(dir: &Path) -> Result<bool, DataError> {
+    Ok(!names(dir)?.shards.is_empty())
+}
+
+fn names(dir: &Path) -> Result<Names, DataError> {
     let failed = |source| list_error(dir, source);
-    let modified = fs::metadata(dir).and_then(|folder| folder.modified()).map_err(failed)?;
-    let mut names = Vec::new();
+    let (mut folders, mut shards, mut compressed) = (Vec::new(), Vec::new(), Vec::new());
     for entry in fs::read_dir(dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let name = entry.file_name();
-        if name.as_encoded_bytes().starts_with(b".") || !is_dir(&entry).map_err(failed)? {
+        if name.as_encoded_bytes().starts_with(b".") {
             continue;
         }
-        names.push(name.into_string().map_err(|_| DataError::FileName { path: entry.path() })?);
-    }
-    if names.is_empty() {
-        return Err(DataError::NoClasses { path: dir.to_path_buf() });
-    }
-    names.sort_unstable();
-
-    let next = AtomicUsize::new(0);
-    let list_some = || {
-        let mut listed = Vec::new();
-        loop {
-            let class = next.fetch_add(1, Ordering::Relaxed);
-            let Some(name) = names.get(class) else { return listed };
-            listed.push((class, list_class(&dir.join(name), name)));
+        let text = || entry.file_name().into_string().map_err(|_| DataError::FileName { path: entry.path() });
+        if is_dir(&entry).map_err(failed)? {
+            folders.push(text()?);
+            continue;
         }
-    };
-    let mut listed = thread::scope(|scope| {
-        // The scanning goes on here with as many threads as could be started.
-        let started: Vec<_> = (1..THREADS.min(names.len()))
-            .map_while(|_| thread::Builder::new().spawn_scoped(scope, list_some).ok())
-            .collect();
-        let mut listed = list_some();
-        for thread in started {
-            match thread.join() {
-                Ok(more) => listed.extend(more),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
+        let lower = name.to_string_lossy().to_ascii_lowercase();
+        if lower.ends_with(".tar") {
+            shards.push(text()?);
+        } else if COMPRESSED.iter().any(|ending| lower.ends_with(ending)) {
+            compressed.push(text()?);
         }
-        listed
-    });
-    // By class, so that of several faults the first in order is told.
-    listed.sort_unstable_by_key(|(class, _)| *class);
-    let classes = listed.into_iter().map(|(_, listing)| listing).collect::<Result<_, _>>()?;
-    Ok(Listing { modified, classes })
+    }
+    // Archives that class folders were unpacked from may lie beside them.
+    if folders.is_empty() || !shards.is_empty() {
+        shards.append(&mut compressed);
+    }
+    folders.sort_unstable();
+    shards.sort_unstable();
+    Ok(Names { folders, shards })
 }
 
-fn list_class(path: &Path, class: &str) -> Result<ClassListing, DataError> {
+fn list_class(path: &Path, class: &str) -> Result<(ClassListing, SystemTime), DataError> {
     let failed = |source| list_error(path, source);
     let modified = fs::metadata(path).and_then(|folder| folder.modified()).map_err(failed)?;
     let mut files = Vec::new();
@@ -83,16 +108,9 @@ fn list_class(path: &Path, class: &str) -> Result<ClassListing, DataError> {
         return Err(DataError::EmptyClass { path: path.to_path_buf() });
     }
     files.sort_unstable();
-    let names = files.concat();
-    if u32::try_from(names.len()).is_err() {
-        return Err(DataError::TooManyImages { path: path.to_path_buf() });
-    }
-    let mut end = 0;
-    let ends = files.iter().map(|name| {
-        end += name.len() as u32;
-        end
-    });
-    Ok(ClassListing { name: class.to_owned(), modified, ends: ends.collect(), names })
+    let listing = ClassListing::new(class.to_owned(), files.iter().map(String::as_str));
+    let listing = listing.ok_or_else(|| DataError::TooManyImages { path: path.to_path_buf() })?;
+    Ok((listing, modified))
 }
 
 fn is_dir(entry: &fs::DirEntry) -> io::Result<bool> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::super::DataError;
+use super::super::location::Location;
 use super::Split;
 
 /// Makes the files, empty ones, and says that their folders were last modified `age` seconds ago.
@@ -57,7 +58,7 @@ fn samples_are_sorted_by_class_and_name() {
         (0..6).map(|id| (split.class(id), split.file_name(id).into())).collect();
     let expected = [(0, "Z.PNG"), (0, "c.c.Jpeg"), (0, "z.png"), (1, "a.jpg"), (1, "b.JPEG"), (2, "x.jpeg")];
     assert_eq!(samples, expected.map(|(class, name)| (class, name.to_owned())));
-    assert_eq!(split.path(4), root.path().join("n02/b.JPEG"));
+    assert_eq!(split.location(4), Location::File(root.path().join("n02/b.JPEG")));
     assert_eq!(split.key(4), "n02/b");
     assert_eq!(split.key(1), "n01/c.c");
 }

@@ -1,7 +1,6 @@
 //! What a rank trains on: its part of every global batch of an epoch.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use super::{Buffers, Scratch, fit};
 use crate::data::augment::{Augment, Input};
 use crate::data::cutmix::{self, CutMix, Mix};
 use crate::data::index::Split;
+use crate::data::location::Location;
 use crate::data::order::epoch_order;
 use crate::data::pool::{Pool, Work};
 use crate::data::rng::KeyedRng;
@@ -169,22 +169,22 @@ impl Work for TrainWork {
     fn sample(&self, batch: u64, index: usize, scratch: &mut Scratch) -> Result<TrainSample, DataError> {
         let plan = &self.plan;
         let id = self.id(batch, index);
-        let path = plan.split.path(id);
-        let unreadable = |source: ImageError, path: PathBuf| {
-            let skip = plan.on_error == OnError::Skip && is_skippable(&source, &path);
-            let error = DataError::Image { path, source, advice: TRAIN_ADVICE };
+        let location = plan.split.location(id);
+        let unreadable = |source: ImageError, image: Location| {
+            let skip = plan.on_error == OnError::Skip && is_skippable(&source, &image);
+            let error = DataError::Image { image, source, advice: TRAIN_ADVICE };
             if skip { Ok(TrainSample { id, loaded: Err(error.to_string()) }) } else { Err(error) }
         };
         let Scratch { decoder, image, scaler } = scratch;
         let mut rng = KeyedRng::of_sample(plan.seed, plan.epoch, id);
         let picked = |size| plan.augment.draw_crop(size, &mut rng);
-        let cut = match decoder.decode_file_part(&path, picked, image) {
+        let cut = match decoder.decode_file_part(&location, picked, image) {
             Ok(cut) => cut,
-            Err(source) => return unreadable(source, path),
+            Err(source) => return unreadable(source, location),
         };
         let input = match plan.augment.apply(image, &cut, &mut rng, scaler, self.buffers.take()) {
             Ok(input) => input,
-            Err(source) => return unreadable(source, path),
+            Err(source) => return unreadable(source, location),
         };
         let mut target = vec![0.0; plan.targets.classes()];
         plan.targets.write(id, cut.size, cut.crop, &mut target)?;
@@ -231,12 +231,12 @@ impl Work for TrainWork {
     }
 
     fn describe(&self, batch: u64, index: usize) -> String {
-        self.plan.split.path(self.id(batch, index)).display().to_string()
+        self.plan.split.location(self.id(batch, index)).to_string()
     }
 }
 
 /// Whether an image may be left out: the fault is its own, and not that its folder is gone, as when a
 /// file system was unmounted, which would leave out everything.
-pub(in crate::data) fn is_skippable(error: &ImageError, path: &Path) -> bool {
-    error.is_of_the_file() && path.parent().is_some_and(Path::is_dir)
+pub(in crate::data) fn is_skippable(error: &ImageError, location: &Location) -> bool {
+    error.is_of_the_file() && location.has_its_folder()
 }

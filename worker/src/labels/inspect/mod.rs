@@ -11,6 +11,7 @@ use serde_json::json;
 use super::packed::{Packed, PackedError};
 use super::pool::{UnitBox, pool};
 use super::{LabelError, LabelMap};
+use crate::data::location::Location;
 use crate::print::print;
 
 mod canvas;
@@ -128,7 +129,8 @@ pub fn run(args: &LabelMapArgs) -> Result<()> {
     }
     if let Some(out) = &args.out {
         let title = args.key.clone().unwrap_or_else(|| args.file.display().to_string());
-        let drawn = picture::draw(&title, &source, &targets, &classes, args.image.as_deref())?;
+        let image = args.image.clone().map(Location::File);
+        let drawn = picture::draw(&title, &source, &targets, &classes, image.as_ref())?;
         drawn.save(out)?;
     }
     let text = if args.json {
@@ -143,8 +145,7 @@ pub fn run(args: &LabelMapArgs) -> Result<()> {
 pub struct Lesson<'a> {
     pub title: String,
     pub map: LabelMap,
-    /// The file of the image.
-    pub image: &'a Path,
+    pub image: &'a Location,
     pub crop: UnitBox,
     /// How the crop is read into the map.
     pub axes: Axes,

@@ -5,7 +5,6 @@
 //! pooling the true crop out of the transposed map, so the transposed map is what its panel shows.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use anyhow::{Context, Result};
 use image::imageops::{FilterType, resize};
@@ -15,6 +14,7 @@ use super::canvas::{Area, Canvas, Face, Rgb, mix};
 use super::names::{Classes, shorten};
 use super::{Source, Target};
 use crate::data::decode::{Decoder, RgbImage};
+use crate::data::location::Location;
 use crate::labels::LabelMap;
 use crate::labels::pool::UnitBox;
 
@@ -55,7 +55,7 @@ pub(super) fn draw(
     source: &Source,
     targets: &[Target],
     classes: &Classes,
-    image: Option<&Path>,
+    image: Option<&Location>,
 ) -> Result<Canvas> {
     let photo = image.map(read).transpose()?;
     let (width, height) = photo.as_ref().map_or((PANEL, PANEL), |photo| photo.dimensions());
@@ -113,10 +113,10 @@ pub(super) fn draw(
 }
 
 /// The image, its longer side `PANEL` pixels.
-fn read(path: &Path) -> Result<image::RgbImage> {
-    let shown = || path.display().to_string();
+fn read(location: &Location) -> Result<image::RgbImage> {
+    let shown = || location.to_string();
     let mut image = RgbImage::empty();
-    Decoder::new().decode_file(path, &mut image).with_context(shown)?;
+    Decoder::new().decode_file(location, &mut image).with_context(shown)?;
     let (width, height) = (image.size.width, image.size.height);
     let image = image::RgbImage::from_raw(width, height, image.pixels).with_context(shown)?;
     let scale = f64::from(PANEL) / f64::from(width.max(height));

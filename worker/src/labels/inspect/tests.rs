@@ -44,9 +44,10 @@ fn odd_shapes_are_drawn() {
     let mut source = halves();
     for (width, height) in [(1, 1), (3, 400), (400, 3)] {
         let path = folder.path().join("image.png");
+        let image = Location::File(path.clone());
         image::RgbImage::from_pixel(width, height, image::Rgb([9, 200, 30])).save(&path).unwrap();
         let targets = [target(&source, Axes::Hw, &classes)];
-        let canvas = picture::draw(&"long ".repeat(200), &source, &targets, &classes, Some(&path)).unwrap();
+        let canvas = picture::draw(&"long ".repeat(200), &source, &targets, &classes, Some(&image)).unwrap();
         let out = folder.path().join("out.png");
         canvas.save(&out).unwrap();
         assert!(image::open(&out).unwrap().width() > 900);
@@ -55,7 +56,7 @@ fn odd_shapes_are_drawn() {
     let targets = [target(&source, Axes::Hw, &classes)];
     let broken = folder.path().join("broken.jpg");
     std::fs::write(&broken, b"no image").unwrap();
-    let error = picture::draw("", &source, &targets, &classes, Some(&broken)).err().unwrap();
+    let error = picture::draw("", &source, &targets, &classes, Some(&Location::File(broken))).err().unwrap();
     assert!(format!("{error:#}").contains("broken.jpg: neither a JPEG nor a PNG"), "{error:#}");
 }
 

@@ -1,0 +1,123 @@
+//! Tar shards in place of folders: the same samples in the same order, so the same run.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use relabel_tests::{Ended, Scratch, assert_each_sample_once, batches, losses, program, run, sorted};
+
+/// Packs `names` of `dir` with the system's tar.
+fn tar(out: &Path, dir: &Path, names: &[String]) {
+    let mut tar = Command::new("tar");
+    tar.arg("--create").arg("--file").arg(out).arg("--directory").arg(dir).args(names);
+    assert!(tar.status().unwrap().success(), "{}", out.display());
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+/// The images of a split, as class and file name, dealt out to three shards.
+fn dealt(split: &Path) -> [Vec<(String, String)>; 3] {
+    let mut shards = [const { Vec::new() }; 3];
+    let images = sorted(split)
+        .into_iter()
+        .flat_map(|class| sorted(&class).into_iter().map(move |image| (name(&class), name(&image))));
+    for (number, image) in images.enumerate() {
+        shards[number % 3].push(image);
+    }
+    shards
+}
+
+/// The data set with the class folders in the archives.
+fn by_folders(scratch: &Scratch) -> PathBuf {
+    let to = scratch.path("folders");
+    for split in ["train", "val"] {
+        let from = scratch.path("data").join(split);
+        std::fs::create_dir_all(to.join(split)).unwrap();
+        for (number, images) in dealt(&from).into_iter().enumerate() {
+            let names: Vec<_> = images.iter().map(|(class, image)| format!("{class}/{image}")).collect();
+            tar(&to.join(split).join(format!("{split}-{number:06}.tar")), &from, &names);
+        }
+    }
+    to
+}
+
+/// The data set as WebDataset has it: each image, and its class in a file beside it.
+fn by_class_files(scratch: &Scratch) -> PathBuf {
+    let (to, flat) = (scratch.path("files"), scratch.path("flat"));
+    for split in ["train", "val"] {
+        let from = scratch.path("data").join(split);
+        std::fs::create_dir_all(to.join(split)).unwrap();
+        std::fs::create_dir_all(&flat).unwrap();
+        for (number, images) in dealt(&from).into_iter().enumerate() {
+            let mut names = Vec::new();
+            for (class, image) in images {
+                let class_file = Path::new(&image).with_extension("cls");
+                std::fs::copy(from.join(&class).join(&image), flat.join(&image)).unwrap();
+                std::fs::write(flat.join(&class_file), class).unwrap();
+                names.extend([image, name(&class_file)]);
+            }
+            tar(&to.join(split).join(format!("{split}-{number:06}.tar")), &flat, &names);
+        }
+    }
+    to
+}
+
+/// A run of one worker, so that sums are the same to the last bit.
+fn train(scratch: &Scratch, run_dir: &str, data: &Path) -> Ended {
+    let mut command = scratch.local(run_dir, 1);
+    command.arg("--data.data_path").arg(data).args(["--optim.epochs", "2"]);
+    run(command)
+}
+
+#[test]
+fn shards_train_as_their_folders_do_to_the_bit() {
+    let scratch = Scratch::with_data(50, 16);
+    let ended = train(&scratch, "expected", &scratch.path("data"));
+    assert!(ended.status.success(), "{}", ended.stderr);
+    let expected = losses(&scratch.path("expected"));
+    assert_eq!(expected.len(), 2 * 4);
+    for (run_dir, data) in [("a", by_folders(&scratch)), ("b", by_class_files(&scratch))] {
+        let ended = train(&scratch, run_dir, &data);
+        assert!(ended.status.success(), "{}", ended.stderr);
+        let run_dir = scratch.path(run_dir);
+        assert_eq!(losses(&run_dir), expected, "{}", data.display());
+        assert_eq!(batches(&run_dir), batches(&scratch.path("expected")));
+        assert_each_sample_once(&run_dir, 2, 50);
+        // What else reads a data set reads this one.
+        let mut doctor = Command::new(program("worker"));
+        doctor.args(["doctor", "--image-size", "32", "--all", "--data"]).arg(&data);
+        let output = doctor.arg("--labels").arg(scratch.path("data/labels")).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.ends_with("The data can be trained on.\n"), "{text}");
+        assert!(
+            text.contains("50 images in 4 classes") && text.contains("each of 50 training images"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_damaged_shard_ends_a_run_before_it_begins() {
+    let scratch = Scratch::with_data(12, 4);
+    let data = by_folders(&scratch);
+    let shard = sorted(&data.join("train")).swap_remove(1);
+    let whole = std::fs::read(&shard).unwrap();
+    std::fs::write(&shard, &whole[..whole.len() / 2]).unwrap();
+    let ended = train(&scratch, "truncated", &data);
+    assert!(!ended.status.success());
+    let last = ended.stderr.lines().last().unwrap_or_default();
+    assert!(last.contains(shard.to_str().unwrap()) && last.contains("truncated"), "{}", ended.stderr);
+
+    // A damaged image ends it when it is its turn, by shard and member.
+    let mut damaged = whole.clone();
+    let jpeg = whole.windows(3).position(|bytes| bytes == [0xFF, 0xD8, 0xFF]).unwrap();
+    damaged[jpeg..jpeg + 3].fill(0);
+    std::fs::write(&shard, damaged).unwrap();
+    let ended = train(&scratch, "damaged", &data);
+    assert!(!ended.status.success());
+    let last = ended.stderr.lines().last().unwrap_or_default();
+    let named = format!("{}, member ", shard.display());
+    assert!(last.contains(&named) && last.contains("neither a JPEG nor a PNG"), "{}", ended.stderr);
+}
