@@ -12,8 +12,14 @@ pub(crate) const RUNS: &str = "runs";
 
 /// Options that a resumed run has to keep: with others its position and the order of its samples would
 /// mean something else, or its state would not fit.
-const FIXED: [&str; 5] =
-    ["compute.seed", "model.arch", "model.num_classes", "optim.optimizer", "optim.batch_size"];
+const FIXED: [&str; 6] = [
+    "compute.seed",
+    "data.shuffle_buffer",
+    "model.arch",
+    "model.num_classes",
+    "optim.optimizer",
+    "optim.batch_size",
+];
 
 /// Why a run directory cannot be used.
 #[derive(Debug, thiserror::Error)]

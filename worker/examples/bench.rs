@@ -116,6 +116,7 @@ fn load_images(args: &Images) -> Result<(usize, f64)> {
             augment: augment.clone(),
             cutmix: CutMix::OFF,
             seed: 1,
+            shuffle_buffer: 0,
             epoch,
             global_batch: BATCH,
             first_step: 0,

@@ -59,6 +59,9 @@ pub struct Data {
     pub dataset: String,
     /// Folder that holds `train/<class>/<image>` and `val/<class>/<image>`, or tar files in `train/` and `val/`.
     pub data_path: String,
+    /// Images of consecutive tar shards, these in a random order, that are shuffled together, so that shards are read
+    /// nearly from beginning to end; 0 shuffles all images, wherever they are.
+    pub shuffle_buffer: u32,
     /// Side of the square training crop in pixels.
     pub image_size: u32,
     /// Smallest part of the image's area that RandomResizedCrop may take, in (0, 1].
@@ -335,6 +338,7 @@ impl Default for Data {
         Self {
             dataset: "imagenet".into(),
             data_path: "imagenet".into(),
+            shuffle_buffer: 0,
             image_size: 224,
             rrc_minimum: 0.08,
             crop_ratio: 0.875,

@@ -224,6 +224,8 @@ static SCHEMA: &[Setting] = settings! {
         "Layout of the data set's folders";
     "data.data_path", Kind::Text, |c| text(&c.data.data_path),
         "Folder that holds train/<class>/<image> and val/<class>/<image>, or tar files in train/ and val/";
+    "data.shuffle_buffer", count(0), |c| Value::Whole(c.data.shuffle_buffer.into()),
+        "Images of shuffled tar shards to shuffle together, for reading in order; 0 shuffles all";
     "data.image_size", Kind::Whole { min: 8, max: 1024, optional: false }, |c| Value::Whole(c.data.image_size.into()),
         "Side of the square training crop in pixels";
     "data.rrc_minimum", PART, |c| Value::Real(c.data.rrc_minimum),

@@ -62,10 +62,8 @@ pub enum ShardError {
     Read(#[source] io::Error),
     #[error("it is compressed ({0}): images are read out of its middle, so unpack it to a plain tar file")]
     Compressed(&'static str),
-    #[error("it is not a tar file")]
-    NotTar,
-    #[error("it is damaged at byte {at}: {reason}")]
-    Damaged { at: u64, reason: &'static str },
+    #[error("it is damaged or not a tar file, from byte {at} on: {source}")]
+    Damaged { at: u64, source: io::Error },
     #[error("its {size} bytes end without the zeros that a tar file ends with: it is truncated")]
     NoEnd { size: u64 },
     #[error("there is something at byte {at}, after its end: make one archive of what was put together")]

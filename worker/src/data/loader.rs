@@ -2,6 +2,7 @@
 //! What a batch holds is a function of the plan: not of the number of threads nor of who else loads.
 //! Training's stands in `loader/train.rs`.
 
+mod read_ahead;
 mod train;
 
 use std::ops::Range;

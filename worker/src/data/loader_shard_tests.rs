@@ -62,3 +62,25 @@ fn a_shard_that_became_shorter_is_never_skipped() {
     let error = load(TrainPlan { on_error: OnError::Skip, ..plan }).unwrap_err();
     assert!(matches!(error, DataError::Image { source: ImageError::Read(_), .. }), "{error}");
 }
+
+/// The same for any number of ranks and from any step, each sample once.
+#[test]
+fn shards_in_their_order_are_shared_and_resumed_as_any_other() {
+    let [_, files, _] = packed();
+    let plan = || TrainPlan { shuffle_buffer: 5, ..plan(files.path()) };
+    let expected = load(plan()).unwrap();
+    let ids: Vec<u32> = expected.iter().flat_map(|batch| batch.sample_ids.clone()).collect();
+    assert_eq!(ids, plan().split.order(11, 2, 5));
+    assert_ne!(ids, plan().split.order(11, 2, 0));
+    let mut sorted = ids;
+    sorted.sort_unstable();
+    assert_eq!(sorted, (0..23).collect::<Vec<_>>());
+    for cuts in [[0, 3, 6], [0, 1, 6], [0, 6, 6]] {
+        let ranks = cuts.windows(2).map(|cut| load(TrainPlan { slice: cut[0]..cut[1], ..plan() }).unwrap());
+        assert_eq!(join(ranks.collect()), expected);
+    }
+    for first_step in 1..4 {
+        let rest = load(TrainPlan { first_step, threads: 1, prefetch: 1, ..plan() }).unwrap();
+        assert_eq!(rest, expected[first_step as usize..]);
+    }
+}

@@ -64,6 +64,7 @@ fn plan(root: &Path) -> TrainPlan {
         },
         cutmix: CutMix::OFF,
         seed: 11,
+        shuffle_buffer: 0,
         epoch: 2,
         global_batch: 6,
         first_step: 0,

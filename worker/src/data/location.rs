@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
 /// What tells that a shard is still the one that was indexed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
@@ -97,6 +99,17 @@ impl Location {
                 bytes.resize(*length as usize, 0);
                 shard.file.read_exact_at(bytes, *start)
             }
+        }
+    }
+
+    /// Has the system begin to read it, if it is part of a shard. What goes wrong shows when it is read.
+    pub(super) fn read_ahead(&self) {
+        let Self::Part { shard, start, length, .. } = self else { return };
+        let Ok(start) = i64::try_from(*start) else { return };
+        if let Err(error) =
+            posix_fadvise(&shard.file, start, i64::from(*length), PosixFadviseAdvice::POSIX_FADV_WILLNEED)
+        {
+            tracing::debug!("{self} is not read ahead: {error}");
         }
     }
 

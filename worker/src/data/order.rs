@@ -3,8 +3,9 @@
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Keeps the stream of the sample order apart from those of `rng`, which have their own tag.
+/// Keep the streams of the sample orders apart from each other and from those of `rng`, which have their own tag.
 const TAG: &[u8; 16] = b"relabel order v1";
+const SHARDS_TAG: &[u8; 16] = b"relabel shards 1";
 
 /// The order in which epoch `epoch` visits the samples `0..samples`: a permutation, and a function of
 /// its arguments alone.
@@ -16,17 +17,39 @@ const TAG: &[u8; 16] = b"relabel order v1";
 /// drawn uniformly from `0..=i`.
 pub fn epoch_order(seed: u64, epoch: u32, samples: usize) -> Vec<u32> {
     debug_assert!(u32::try_from(samples).is_ok(), "the index numbers samples by u32");
+    let mut order: Vec<u32> = (0..samples as u32).collect();
+    shuffle(&mut stream(seed, epoch, TAG), &mut order);
+    order
+}
+
+/// The order in which epoch `epoch` visits the samples of `shards`, each given in the order in which they lie there, so
+/// that shards are read one after the other: the shards are shuffled, and of all their samples in a row the first
+/// `buffer` (at least 1) are shuffled, then the next, and so on.
+///
+/// As [`epoch_order`] it is a permutation, a function of its arguments alone, and must stay so; its stream has a tag of
+/// its own and shuffles the shards first.
+pub fn shard_order(seed: u64, epoch: u32, mut shards: Vec<Vec<u32>>, buffer: usize) -> Vec<u32> {
+    let mut rng = stream(seed, epoch, SHARDS_TAG);
+    shuffle(&mut rng, &mut shards);
+    let mut order = shards.concat();
+    order.chunks_mut(buffer).for_each(|part| shuffle(&mut rng, part));
+    order
+}
+
+fn stream(seed: u64, epoch: u32, tag: &[u8; 16]) -> ChaCha8Rng {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8..12].copy_from_slice(&epoch.to_le_bytes());
-    key[16..].copy_from_slice(TAG);
-    let mut rng = ChaCha8Rng::from_seed(key);
-    let mut order: Vec<u32> = (0..samples as u32).collect();
-    for i in (1..order.len()).rev() {
-        let j = below(&mut rng, i as u32 + 1);
-        order.swap(i, j as usize);
+    key[16..].copy_from_slice(tag);
+    ChaCha8Rng::from_seed(key)
+}
+
+/// Fisher-Yates from the last position down. There are fewer than 2^32 `items`.
+fn shuffle<T>(rng: &mut ChaCha8Rng, items: &mut [T]) {
+    for i in (1..items.len()).rev() {
+        let j = below(rng, i as u32 + 1);
+        items.swap(i, j as usize);
     }
-    order
 }
 
 /// A uniform draw from `0..bound`, `bound` at least 1, by Lemire's multiplication ("Fast Random Integer
@@ -64,6 +87,40 @@ mod tests {
     fn the_order_is_the_one_that_running_epochs_were_started_with() {
         assert_eq!(epoch_order(42, 1, 12), [4, 10, 6, 9, 7, 1, 2, 8, 11, 0, 5, 3]);
         assert_eq!(epoch_order(42, 1, 100)[..8], [82, 55, 74, 75, 54, 60, 83, 67]);
+    }
+
+    /// Five shards of 0 to 9 samples, whose ids are not in the order in which they lie.
+    fn shards() -> Vec<Vec<u32>> {
+        vec![vec![3, 1, 0, 2], vec![], (10..19).rev().collect(), vec![9, 4], (5..9).collect()]
+    }
+
+    #[test]
+    fn shards_are_visited_one_after_the_other_and_each_sample_once() {
+        let mut firsts = std::collections::BTreeSet::new();
+        for (epoch, buffer) in (0..200).zip([1, 2, 3, 7, 19, 1000].into_iter().cycle()) {
+            let order = shard_order(7, epoch, shards(), buffer);
+            assert_eq!(order, shard_order(7, epoch, shards(), buffer));
+            let mut sorted = order.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, (0..19).collect::<Vec<_>>());
+            // With a buffer of one image the shards are as they lie, and with more an image stays within its buffer.
+            let rows = shard_order(7, epoch, shards(), 1);
+            for (part, row) in order.chunks(buffer).zip(rows.chunks(buffer)) {
+                let [mut part, mut row] = [part, row].map(<[u32]>::to_vec);
+                part.sort_unstable();
+                row.sort_unstable();
+                assert_eq!(part, row);
+            }
+            let mut rest = &rows[..];
+            while let Some(first) = rest.first() {
+                let shard = shards().into_iter().find(|shard| shard.first() == Some(first)).unwrap();
+                rest = rest.strip_prefix(&shard[..]).unwrap();
+            }
+            firsts.insert(rows[0]);
+        }
+        assert_eq!(firsts.into_iter().collect::<Vec<_>>(), [3, 5, 9, 18]);
+        assert_ne!(shard_order(7, 3, shards(), 19), shard_order(8, 3, shards(), 19));
+        assert_ne!(shard_order(7, 3, vec![(0..19).collect()], 19), epoch_order(7, 3, 19));
     }
 
     #[test]

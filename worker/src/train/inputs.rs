@@ -29,6 +29,8 @@ pub struct Inputs {
     pub maps: Option<Arc<LabelMaps>>,
     /// Length of the model's output.
     pub classes: u32,
+    /// Whether the order of training depends on how the images are packed.
+    pub by_shards: bool,
 }
 
 /// Why the data cannot be used.
@@ -42,6 +44,8 @@ pub enum InputError {
     ClassesDiffer { path: PathBuf, train: String, val: String },
     #[error("{}: {val} class folders for validation, but {train} for training: both must hold the same classes", path.display())]
     ClassCount { path: PathBuf, train: usize, val: usize },
+    #[error("data.shuffle_buffer is {buffer}, but {} holds no tar files to read in order: leave it out, or pack the images", path.display())]
+    NoShards { path: PathBuf, buffer: u32 },
     #[error("model.num_classes is {wanted}, but {} holds {found} class folders: leave it out, or raise it", path.display())]
     TooFewOutputs { path: PathBuf, wanted: u32, found: usize },
 }
@@ -58,6 +62,10 @@ impl Inputs {
             return Self::open_for_test(config, root, cache);
         }
         let train = Arc::new(Split::open(&root.join("train"), cache)?);
+        let buffer = config.data.shuffle_buffer;
+        if buffer > 0 && !train.has_shards() {
+            return Err(InputError::NoShards { path: root.join("train"), buffer });
+        }
         let val = Arc::new(Split::open(&root.join("val"), cache)?);
         same_classes(root, &train, &val)?;
 
@@ -70,7 +78,7 @@ impl Inputs {
         let (targets, maps) = targets(config, &train, classes)?;
         let targets = derived(targets, config);
         let val_classes = (0..found as u32).collect();
-        Ok(Self { train, val, val_classes, targets, maps, classes })
+        Ok(Self { train, val, val_classes, targets, maps, classes, by_shards: buffer > 0 })
     }
 
     /// The validation images alone. The training folders name the classes if they are there; no training
@@ -91,17 +99,29 @@ impl Inputs {
         }
         let train = Arc::new(Split::without_samples(&train_dir, val.classes().to_vec()));
         let targets = Arc::new(SingleLabel::new(classes, Arc::new(|_| 0)));
-        Ok(Self { train, val, val_classes: val_classes.into(), targets, maps: None, classes })
+        Ok(Self {
+            train,
+            val,
+            val_classes: val_classes.into(),
+            targets,
+            maps: None,
+            classes,
+            by_shards: false,
+        })
     }
 
     /// What the coordinator compares between workers.
     pub fn dataset(&self) -> Dataset {
-        let hex = |split: &Split| blake3::Hash::from_bytes(split.fingerprint()).to_hex().to_string();
+        let hex = |hash: [u8; 32]| blake3::Hash::from_bytes(hash).to_hex().to_string();
+        let train = match self.by_shards {
+            true => self.train.packing_fingerprint(),
+            false => self.train.fingerprint(),
+        };
         Dataset {
             train_samples: self.train.len() as u64,
-            train_fingerprint: hex(&self.train),
+            train_fingerprint: hex(train),
             val_samples: self.val.len() as u64,
-            val_fingerprint: hex(&self.val),
+            val_fingerprint: hex(self.val.fingerprint()),
             classes: self.train.classes().len() as u32,
         }
     }

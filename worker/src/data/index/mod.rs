@@ -2,8 +2,9 @@
 //! the samples are sorted by class folder and file name. Of folders only the names are read.
 //!
 //! A split of tar files is numbered as if it had been unpacked into class folders: `shards` says what its classes and
-//! names are, and a sample is then read from its place in its shard. So all that is said of the order of samples, of
-//! each being consumed once an epoch, and of resuming, holds for both; the shards are not read one after the other.
+//! names are, and a sample is then read from its place in its shard. So all that is said of each being
+//! consumed once an epoch, and of resuming, holds for both. The order is the same too, unless it is asked for one in
+//! which shards are read one after the other.
 
 mod cache;
 mod open_files;
@@ -28,6 +29,7 @@ use std::time::SystemTime;
 pub(crate) use scan::{EXTENSIONS, holds_shards};
 
 use super::location::{Location, Shard, Stamp};
+use super::order::{epoch_order, shard_order};
 use super::{DataError, ShardError};
 use crate::labels::map_in_order;
 
@@ -208,6 +210,35 @@ impl Split {
         format!("{class}/{}", stem(self.file_name(sample)))
     }
 
+    /// Whether the split has tar files, and not folders.
+    pub fn has_shards(&self) -> bool {
+        self.shards.is_some()
+    }
+
+    /// Where a sample lies: which shard, and how many bytes from its beginning. None if the split has folders.
+    pub(in crate::data) fn place(&self, sample: u32) -> Option<(u32, u64)> {
+        let part = self.shards.as_ref()?.parts[sample as usize];
+        Some((part.shard, part.start))
+    }
+
+    /// Ids of the samples in each shard, in the order in which they lie there; none if the split has folders.
+    pub fn in_shards(&self) -> Option<Vec<Vec<u32>>> {
+        let Shards { files, parts, .. } = self.shards.as_ref()?;
+        let mut ids: Vec<u32> = (0..parts.len() as u32).collect();
+        ids.sort_unstable_by_key(|id| self.place(*id));
+        let mut shards = vec![Vec::new(); files.len()];
+        ids.into_iter().for_each(|id| shards[parts[id as usize].shard as usize].push(id));
+        Some(shards)
+    }
+
+    /// Which sample is trained on when: in shards by [`shard_order`], unless `buffer` is 0, and else by [`epoch_order`].
+    pub fn order(&self, seed: u64, epoch: u32, buffer: u32) -> Vec<u32> {
+        match self.in_shards().filter(|_| buffer > 0) {
+            Some(shards) => shard_order(seed, epoch, shards, buffer as usize),
+            None => epoch_order(seed, epoch, self.len()),
+        }
+    }
+
     /// Ids of the samples of a class.
     pub fn samples(&self, class: u32) -> Range<u32> {
         self.firsts[class as usize]..self.firsts[class as usize + 1]
@@ -217,6 +248,20 @@ impl Split {
     /// mean the same, though one may have folders and the other shards of them.
     pub fn fingerprint(&self) -> [u8; 32] {
         self.fingerprint
+    }
+
+    /// As [`Self::fingerprint`], but the same only if the samples are packed in the same shards, which then give the
+    /// same [`Self::order`] for any buffer.
+    pub fn packing_fingerprint(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.fingerprint);
+        for shard in self.in_shards().into_iter().flatten() {
+            hasher.update(&(shard.len() as u64).to_le_bytes());
+            for id in shard {
+                hasher.update(&id.to_le_bytes());
+            }
+        }
+        hasher.finalize().into()
     }
 
     fn name_range(&self, sample: u32) -> Range<usize> {

@@ -5,12 +5,13 @@
 //! the image is in. If a split holds any `.cls`, all its images need one.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::Read;
 use std::path::Path;
 use std::time::SystemTime;
 
 use super::super::location::{Shard, Stamp};
 use super::super::{DataError, ShardError};
-use super::tar::{Archive, Member};
+use super::tar::{self, Member};
 use super::{ClassListing, EXTENSIONS, Listing, Origin, Part, Scheme, ShardListing, stem};
 use crate::labels::map_in_order;
 
@@ -88,14 +89,24 @@ fn contents(path: &Path) -> Result<Contents, DataError> {
 
 fn walk(shard: &Shard) -> Result<Contents, ShardError> {
     let stamp = shard.stamp();
-    let mut archive = Archive::new(shard.file(), stamp.size);
     let mut contents = Contents { stamp, images: Vec::new(), classes: HashMap::new() };
-    while let Some(member) = archive.next_member()? {
-        let Some(path) = plain(&member.path)? else { continue };
+    tar::walk(shard.file(), stamp.size, |member, content| contents.add(member, content))?;
+    if contents.images.is_empty() {
+        return Err(match contents.classes.into_keys().min() {
+            Some(key) => ShardError::NoImage { member: format!("{key}.cls") },
+            None => ShardError::Empty,
+        });
+    }
+    Ok(contents)
+}
+
+impl Contents {
+    fn add(&mut self, member: Member, content: &mut dyn Read) -> Result<(), ShardError> {
+        let Some(path) = plain(&member.path)? else { return Ok(()) };
         let ending = path.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase()).unwrap_or_default();
         let is_image = EXTENSIONS.contains(&ending.as_str());
         if !is_image && ending != "cls" {
-            continue;
+            return Ok(());
         }
         if !member.is_file {
             return Err(ShardError::NotAFile { member: path });
@@ -104,22 +115,15 @@ fn walk(shard: &Shard) -> Result<Contents, ShardError> {
             let Ok(length) = u32::try_from(member.length) else {
                 return Err(ShardError::TooLarge { member: path, length: member.length });
             };
-            contents.images.push(Image { path, start: member.start, length });
-        } else {
-            let class = class_in(&mut archive, &member)?;
-            let Some(class) = class else { return Err(ShardError::ClassName { member: path }) };
-            if contents.classes.insert(stem(&path).to_owned(), class).is_some() {
-                return Err(ShardError::MemberTwice { member: path });
-            }
+            self.images.push(Image { path, start: member.start, length });
+            return Ok(());
+        }
+        let Some(class) = class_in(content)? else { return Err(ShardError::ClassName { member: path }) };
+        match self.classes.insert(stem(&path).to_owned(), class) {
+            Some(_) => Err(ShardError::MemberTwice { member: path }),
+            None => Ok(()),
         }
     }
-    if contents.images.is_empty() {
-        return Err(match contents.classes.into_keys().min() {
-            Some(key) => ShardError::NoImage { member: format!("{key}.cls") },
-            None => ShardError::Empty,
-        });
-    }
-    Ok(contents)
 }
 
 /// A member's path without what does not matter in it; none if it or a folder of it is hidden.
@@ -131,12 +135,15 @@ fn plain(path: &str) -> Result<Option<String>, ShardError> {
     Ok((!parts.iter().any(|part| part.starts_with('.'))).then(|| parts.join("/")))
 }
 
-/// The class that a `.cls` member names; none if it names nothing that a folder of label maps could be called.
-fn class_in(archive: &mut Archive<'_>, member: &Member) -> Result<Option<String>, ShardError> {
-    // With room for the end of a line.
-    let content = archive.content(member, MAX_CLASS + 3)?;
-    let name = std::str::from_utf8(content).unwrap_or_default().trim();
-    let is_name = content.len() as u64 == member.length
+/// The class that the content of a `.cls` member names; none if it is nothing that a folder of label maps could be
+/// called.
+fn class_in(content: &mut dyn Read) -> Result<Option<String>, ShardError> {
+    // With room for the end of a line; with more it is too long, whatever it is.
+    let most = MAX_CLASS as u64 + 3;
+    let mut bytes = Vec::new();
+    content.take(most).read_to_end(&mut bytes).map_err(ShardError::Read)?;
+    let name = std::str::from_utf8(&bytes).unwrap_or_default().trim();
+    let is_name = (bytes.len() as u64) < most
         && !name.is_empty()
         && name.len() <= MAX_CLASS
         && !name.starts_with('.')

@@ -80,6 +80,35 @@ fn shards_are_indexed_as_the_folders_that_they_were_packed_from() {
 }
 
 #[test]
+fn which_shard_holds_what_is_no_part_of_the_order_unless_it_is_read_in_that_of_the_shards() {
+    let packed = |shards: [&[&str]; 2]| {
+        let tar = |names: &[&str]| names.iter().fold(Tar::new(), |tar, name| tar.file(name, b""));
+        open(&[("a.tar", tar(shards[0])), ("b.tar", tar(shards[1]))]).unwrap()
+    };
+    let one = packed([&["n/3.jpg", "m/1.jpg"], &["n/2.jpg"]]);
+    let other = packed([&["m/1.jpg", "n/3.jpg"], &["n/2.jpg"]]);
+    assert_eq!(one.in_shards().unwrap(), [vec![2, 0], vec![1]]);
+    assert_eq!(other.in_shards().unwrap(), [vec![0, 2], vec![1]]);
+    assert_eq!(one.fingerprint(), other.fingerprint());
+    assert_ne!(one.packing_fingerprint(), other.packing_fingerprint());
+    assert_ne!(
+        packed([&["n/3.jpg"], &["m/1.jpg", "n/2.jpg"]]).packing_fingerprint(),
+        one.packing_fingerprint()
+    );
+    assert_eq!(
+        packed([&["n/3.jpg", "m/1.jpg"], &["n/2.jpg"]]).packing_fingerprint(),
+        one.packing_fingerprint()
+    );
+    let ordered =
+        |split: &Split, buffer| (0..20).map(|epoch| split.order(1, epoch, buffer)).collect::<Vec<_>>();
+    assert_eq!(ordered(&one, 0), ordered(&other, 0));
+    assert_ne!(ordered(&one, 1), ordered(&other, 1));
+    assert!(
+        ordered(&one, 1).iter().all(|order| [[2, 0, 1], [1, 2, 0]].contains(&order[..].try_into().unwrap()))
+    );
+}
+
+#[test]
 fn numbers_in_class_files_are_in_the_order_of_their_values() {
     let numbered = |classes: &[&str]| {
         let member = |tar: Tar, (number, class): (usize, &&str)| {
@@ -137,7 +166,10 @@ fn each_way_to_be_wrong_has_its_line() {
         (Tar::new().file("../2.jpg", b""), "shard b.tar: member ../2.jpg is no relative path"),
         (Tar::new().file("/2.jpg", b""), "shard b.tar: member /2.jpg is no relative path"),
         (Tar::new().member(b'1', "2.jpg", b""), "shard b.tar: member 2.jpg is a link"),
-        (Tar::new().member(b'S', "2.jpg", b""), "shard b.tar: member 2.jpg is sparse"),
+        (
+            Tar::new().member(b'S', "2.jpg", b""),
+            "shard b.tar: it is damaged or not a tar file, from byte 0 on: sparse entry",
+        ),
         (Tar::new().file("2.txt", b""), "shard b.tar: it holds no .jpeg, .jpg or .png file"),
     ] {
         let error = refused(&[("a.tar", good()), ("b.tar", tar)]);

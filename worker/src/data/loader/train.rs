@@ -7,12 +7,12 @@ use std::time::Duration;
 use relabel_config::OnError;
 use relabel_core::shards;
 
+use super::read_ahead::ReadAhead;
 use super::{Buffers, Scratch, fit};
 use crate::data::augment::{Augment, Input};
 use crate::data::cutmix::{self, CutMix, Mix};
 use crate::data::index::Split;
 use crate::data::location::Location;
-use crate::data::order::epoch_order;
 use crate::data::pool::{Pool, Work};
 use crate::data::rng::KeyedRng;
 use crate::data::{DataError, ImageError};
@@ -28,6 +28,8 @@ pub struct TrainPlan {
     pub cutmix: CutMix,
     /// Seed of the run, of the order and of the augmentation.
     pub seed: u64,
+    /// Images of consecutive shards that are shuffled together; 0 shuffles all. See [`Split::order`].
+    pub shuffle_buffer: u32,
     pub epoch: u32,
     /// Images in one step, all ranks together; at least 1.
     pub global_batch: u32,
@@ -75,9 +77,14 @@ impl TrainLoader {
             let reason = format!("slice {slice:?} is not within a global batch of {global_batch}");
             return Err(DataError::Plan { reason });
         }
-        let order = epoch_order(plan.seed, plan.epoch, plan.split.len());
+        let order = plan.split.order(plan.seed, plan.epoch, plan.shuffle_buffer);
         let (threads, prefetch) = (plan.threads, plan.prefetch);
-        let work = TrainWork { plan, order, buffers: Buffers::default() };
+        let mut work = TrainWork { plan, order, read_ahead: None, buffers: Buffers::default() };
+        if work.plan.shuffle_buffer > 0 {
+            let own = (0..work.batches()).map(|batch| work.parts(batch).own);
+            let buffer = work.plan.shuffle_buffer as usize;
+            work.read_ahead = Some(ReadAhead::new(&work.plan.split, &work.order, own, buffer));
+        }
         Ok(Self { pool: Pool::start(work, threads, prefetch)? })
     }
 
@@ -103,6 +110,8 @@ impl Iterator for TrainLoader {
 struct TrainWork {
     plan: TrainPlan,
     order: Vec<u32>,
+    /// None where the order is not that of shards.
+    read_ahead: Option<ReadAhead>,
     buffers: Buffers,
 }
 
@@ -139,6 +148,17 @@ impl TrainWork {
         Parts { own, lender, mix }
     }
 
+    /// Has the system read what will be loaded later than number `index` of a batch.
+    fn read_ahead(&self, batch: u64, index: usize) {
+        let Some(read_ahead) = &self.read_ahead else { return };
+        let slice = &self.plan.slice;
+        // All batches but the last are full, and a batch's lender, which is a neighbour, counts as one of the next.
+        let number = batch as usize * (slice.end - slice.start) as usize + index;
+        for id in read_ahead.due(number) {
+            self.plan.split.location(*id).read_ahead();
+        }
+    }
+
     /// The sample to be loaded as number `index` of a batch: the batch's own, then the lender.
     fn id(&self, batch: u64, index: usize) -> u32 {
         let Parts { own, lender, .. } = self.parts(batch);
@@ -169,6 +189,7 @@ impl Work for TrainWork {
     fn sample(&self, batch: u64, index: usize, scratch: &mut Scratch) -> Result<TrainSample, DataError> {
         let plan = &self.plan;
         let id = self.id(batch, index);
+        self.read_ahead(batch, index);
         let location = plan.split.location(id);
         let unreadable = |source: ImageError, image: Location| {
             let skip = plan.on_error == OnError::Skip && is_skippable(&source, &image);

@@ -12,7 +12,6 @@ use super::{Member, Next, TrainError, Trainer};
 use crate::data::augment::{Augment, EvalTransform};
 use crate::data::cutmix::CutMix;
 use crate::data::loader::{Batch, EvalLoader, EvalPlan, TrainLoader, TrainPlan};
-use crate::data::order::epoch_order;
 use crate::eval;
 use crate::train::learner::{Ask, StepError, Stepped, Update};
 use crate::train::samples::SampleLog;
@@ -111,6 +110,7 @@ impl Trainer<'_> {
             augment: Augment::from_config(&config.data),
             cutmix: CutMix::from_config(config),
             seed: config.compute.seed as u64,
+            shuffle_buffer: config.data.shuffle_buffer,
             epoch: first.epoch,
             global_batch: config.optim.batch_size,
             first_step: first.step,
@@ -131,9 +131,9 @@ impl Trainer<'_> {
     /// The ids of the samples that all ranks together take into the step at `position`.
     fn whole_batch(&self, position: Position) -> Vec<u32> {
         let batch = self.setup.config.optim.batch_size;
-        let samples = self.inputs.train.len() as u64;
-        let positions = shards::positions(position.step, batch, samples, &(0..batch));
-        let order = epoch_order(self.setup.config.compute.seed as u64, position.epoch, samples as usize);
+        let (train, config) = (&self.inputs.train, &self.setup.config);
+        let positions = shards::positions(position.step, batch, train.len() as u64, &(0..batch));
+        let order = train.order(config.compute.seed as u64, position.epoch, config.data.shuffle_buffer);
         order[positions.start as usize..positions.end as usize].to_vec()
     }
 
