@@ -4,7 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use relabel_tests::{Ended, Scratch, assert_each_sample_once, batches, losses, program, run, sorted};
+use nix::sys::signal::{Signal, kill};
+use relabel_tests::{
+    Ended, Scratch, assert_each_sample_once, batches, losses, program, run, sorted, start, wait_for_steps,
+};
 
 /// Packs `names` of `dir` with the system's tar.
 fn tar(out: &Path, dir: &Path, names: &[String]) {
@@ -120,4 +123,86 @@ fn a_damaged_shard_ends_a_run_before_it_begins() {
     let last = ended.stderr.lines().last().unwrap_or_default();
     let named = format!("{}, member ", shard.display());
     assert!(last.contains(&named) && last.contains("neither a JPEG nor a PNG"), "{}", ended.stderr);
+}
+
+/// All that `data.shuffle_buffer` does: here as many images as a step has, so that a step's images lie side by side.
+fn train_in_order(scratch: &Scratch, run_dir: &str, data: &Path, workers: u32) -> Command {
+    let mut command = scratch.local(run_dir, workers);
+    command.arg("--data.data_path").arg(data);
+    command.args(["--data.shuffle_buffer", "16", "--checkpoint.every_steps", "1"]);
+    command
+}
+
+#[test]
+fn shards_read_in_order_are_the_same_for_any_number_of_workers_and_after_a_stop() {
+    let scratch = Scratch::with_data(50, 16);
+    let data = by_folders(&scratch);
+    let ended = run(train_in_order(&scratch, "one", &data, 1));
+    assert!(ended.status.success(), "{}", ended.stderr);
+    assert_each_sample_once(&scratch.path("one"), 3, 50);
+    let expected = batches(&scratch.path("one"));
+
+    // Ids were dealt out to the shards in turn, so that a shard holds every third. In one of the six orders of the
+    // shards, an epoch's steps are the rows of 16.
+    let mut seen = std::collections::BTreeSet::new();
+    for epoch in 0..3 {
+        let steps: Vec<_> = (0..4).map(|step| expected[&(epoch, step)].clone()).collect();
+        let rows = |shards: &[u64; 3]| {
+            let row: Vec<u64> = shards.iter().flat_map(|first| (*first..50).step_by(3)).collect();
+            let sorted = |part: &[u64]| {
+                let mut part = part.to_vec();
+                part.sort_unstable();
+                part
+            };
+            row.chunks(16).map(sorted).collect::<Vec<_>>()
+        };
+        let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+        let order = orders.into_iter().find(|shards| rows(shards) == steps);
+        seen.insert(order.unwrap_or_else(|| panic!("{steps:?}")));
+    }
+    assert!(seen.len() > 1, "the order of shards is always {seen:?}");
+
+    let ended = run(train_in_order(&scratch, "three", &data, 3));
+    assert!(ended.status.success(), "{}", ended.stderr);
+    assert_eq!(batches(&scratch.path("three")), expected);
+
+    let running = start(train_in_order(&scratch, "stopped", &data, 1));
+    wait_for_steps(&scratch.path("stopped"), 2);
+    kill(running.pid(), Signal::SIGTERM).unwrap();
+    assert_eq!(running.wait().status.code(), Some(143));
+    let before = losses(&scratch.path("stopped")).len();
+    assert!(before < 12, "it ended before it was stopped");
+    let mut other = scratch.local("stopped", 1);
+    other.arg("--data.data_path").arg(&data).args(["--data.shuffle_buffer", "17", "--resume"]);
+    let last = run(other).stderr;
+    assert!(last.contains("data.shuffle_buffer is 17 but this run began with 16"), "{last}");
+    let mut resumed = train_in_order(&scratch, "stopped", &data, 1);
+    resumed.arg("--resume");
+    let ended = run(resumed);
+    assert!(ended.status.success(), "{}", ended.stderr);
+    assert_eq!(batches(&scratch.path("stopped")), expected);
+    assert_eq!(losses(&scratch.path("stopped")), losses(&scratch.path("one")));
+}
+
+#[test]
+fn an_order_of_shards_wants_shards_and_the_same_ones_everywhere() {
+    let scratch = Scratch::with_data(12, 4);
+    let ended = run(train_in_order(&scratch, "folders", &scratch.path("data"), 1));
+    let words = "data.shuffle_buffer is 16, but ";
+    assert!(!ended.status.success() && ended.stderr.contains(words), "{}", ended.stderr);
+
+    // Shards of folders are the folders, but not to a run that reads them in order.
+    let data = by_folders(&scratch);
+    let ended = run(train_in_order(&scratch, "packed", &data, 1));
+    assert!(ended.status.success(), "{}", ended.stderr);
+    let train = data.join("train");
+    let mut shards = sorted(&train);
+    let (first, second) = (shards.remove(0), shards.remove(0));
+    std::fs::rename(&first, train.join("aside")).unwrap();
+    std::fs::rename(&second, &first).unwrap();
+    std::fs::rename(train.join("aside"), &second).unwrap();
+    let mut longer = train_in_order(&scratch, "packed", &data, 1);
+    longer.args(["--resume", "--optim.epochs", "4"]);
+    let ended = run(longer);
+    assert!(!ended.status.success() && ended.stderr.contains("sees other training data"), "{}", ended.stderr);
 }
