@@ -74,6 +74,19 @@ fn train(scratch: &Scratch, run_dir: &str, data: &Path) -> Ended {
     run(command)
 }
 
+/// What `worker eval` says of the validation images in `data`, in shards or folders, by the classes of training's.
+fn evaluated(scratch: &Scratch, data: &Path) -> String {
+    let mut eval = Command::new(program("worker"));
+    eval.args(["eval", "--image-size", "32", "--json", "--threads", "1", "--weights"]);
+    eval.arg(scratch.path("expected/checkpoints/resnet18-best.safetensors"));
+    eval.arg("--data").arg(format!("set={}", data.display())).arg("--classes").arg(data.join("train"));
+    let output = eval.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(told.contains("\"images\":16"), "{told}");
+    told.replace(data.to_str().unwrap(), "DATA")
+}
+
 #[test]
 fn shards_train_as_their_folders_do_to_the_bit() {
     let scratch = Scratch::with_data(50, 16);
@@ -98,6 +111,7 @@ fn shards_train_as_their_folders_do_to_the_bit() {
             text.contains("50 images in 4 classes") && text.contains("each of 50 training images"),
             "{text}"
         );
+        assert_eq!(evaluated(&scratch, &data), evaluated(&scratch, &scratch.path("data")));
     }
 }
 

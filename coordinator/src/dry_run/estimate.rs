@@ -15,7 +15,7 @@ const PICTURE: u64 = 2 * 250_000;
 /// What can be told. Sizes are bytes, times are seconds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(super) struct Estimate {
-    /// Training and validation images, and classes; none where the data is not to be seen from here.
+    /// Training and validation images, and classes; none where the data is not to be seen from here or is in tar files.
     pub train_images: Option<u64>,
     pub val_images: Option<u64>,
     pub classes: Option<u64>,

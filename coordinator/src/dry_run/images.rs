@@ -15,13 +15,16 @@ pub(super) struct Count {
     pub images: u64,
 }
 
-/// Counts the images of the class folders in `dir`; None where there is no such folder. `tell` is called now and then
-/// with a line of how far it is.
+/// Counts the images of the class folders in `dir`; None where there is no such folder, or tar files in it, which only
+/// workers look into. `tell` is called now and then with a line of how far it is.
 pub(super) fn count(dir: &Path, tell: &dyn Fn(String)) -> io::Result<Option<Count>> {
     let folders = match folders(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         folders => folders?,
     };
+    if folders.is_empty() && holds_tar_files(dir)? {
+        return Ok(None);
+    }
     let mut told = Instant::now();
     let began = Instant::now();
     let mut images = 0;
@@ -52,6 +55,16 @@ fn folders(dir: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(folders)
+}
+
+fn holds_tar_files(dir: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        if Path::new(&name).extension().is_some_and(|ending| ending.eq_ignore_ascii_case("tar")) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// A file with an image's ending that is not hidden; a link counts as a file.

@@ -130,7 +130,13 @@ fn words(estimate: &Estimate, resolved: &Resolved, args: &RunArgs, told: &Told, 
             let val = val.map_or_else(|| "no".to_owned(), |val| val.to_string());
             fact("data", format!("{train} training and {val} validation images in {classes} classes"));
         }
-        _ => fact("data", format!("{}/train is not to be seen from here", config.data.data_path)),
+        _ => fact(
+            "data",
+            format!(
+                "{}/train is not to be seen from here, or holds tar files, which only workers look into",
+                config.data.data_path
+            ),
+        ),
     }
     if let (Some(steps), Some(per_epoch)) = (estimate.steps, estimate.steps_per_epoch) {
         let last = estimate.last_batch.map_or_else(String::new, |n| format!(", the last of {n} images"));

@@ -125,4 +125,7 @@ fn images_are_counted_as_the_index_takes_them() {
     }
     assert_eq!(count(dir.path(), &|_| ()).unwrap(), Some(Count { classes: 2, images: 4 }));
     assert_eq!(count(&dir.path().join("nowhere"), &|_| ()).unwrap(), None);
+    let shards = tempfile::tempdir().unwrap();
+    std::fs::write(shards.path().join("000.tar"), "").unwrap();
+    assert_eq!(count(shards.path(), &|_| ()).unwrap(), None);
 }
