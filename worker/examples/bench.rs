@@ -33,7 +33,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Images {
-    /// A folder of `<class>/<image>`.
+    /// A folder of `<class>/<image>`, or of tar files.
     #[arg(long)]
     data: PathBuf,
     #[arg(long, default_value_t = 1)]
@@ -47,6 +47,9 @@ struct Images {
     /// Leave out colour jitter and lighting.
     #[arg(long)]
     plain: bool,
+    /// As `data.shuffle_buffer` has it, for tar files.
+    #[arg(long, default_value_t = 0)]
+    shuffle_buffer: u32,
 }
 
 #[derive(Debug, Args)]
@@ -116,7 +119,7 @@ fn load_images(args: &Images) -> Result<(usize, f64)> {
             augment: augment.clone(),
             cutmix: CutMix::OFF,
             seed: 1,
-            shuffle_buffer: 0,
+            shuffle_buffer: args.shuffle_buffer,
             epoch,
             global_batch: BATCH,
             first_step: 0,
