@@ -223,7 +223,7 @@ static SCHEMA: &[Setting] = settings! {
     "data.dataset", Kind::Choice(&["imagenet"]), |c| text(&c.data.dataset),
         "Layout of the data set's folders";
     "data.data_path", Kind::Text, |c| text(&c.data.data_path),
-        "Folder that holds train/<class>/<image> and val/<class>/<image>, or tar files in train/ and val/";
+        "Folder of train/<class>/<image> and val/<class>/<image>, or of tar files in train/ and val/";
     "data.shuffle_buffer", count(0), |c| Value::Whole(c.data.shuffle_buffer.into()),
         "Images of shuffled tar shards to shuffle together, for reading in order; 0 shuffles all";
     "data.image_size", Kind::Whole { min: 8, max: 1024, optional: false }, |c| Value::Whole(c.data.image_size.into()),
