@@ -7,11 +7,11 @@ use relabel_core::evaluation::counts::{Counts, Found, MultiLabelCounts, RealCoun
 use relabel_core::evaluation::{EvalSeen, Evaluation, Folder};
 
 use crate::Invalid;
-use crate::convert::required;
 use crate::leases::{Options, Report, Seen, WireWork, images, out_of_range, path, text, within};
 use crate::precision;
 use crate::text::{name, word};
 use crate::v1;
+use crate::values::required;
 
 impl WireWork for Evaluation {
     const COMMAND: &'static str = "eval";

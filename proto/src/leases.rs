@@ -8,7 +8,6 @@ use std::time::Duration;
 use relabel_core::leases::{FromHolder, Piece, Work};
 
 use crate::Invalid;
-use crate::convert::{duration, ordered, required};
 use crate::text::{name, sentence, word};
 use crate::v1;
 use crate::v1::lease_coordinator_message::Message as Down;
@@ -16,6 +15,7 @@ pub(crate) use crate::v1::lease_done::Report;
 pub(crate) use crate::v1::lease_ready::Seen;
 pub(crate) use crate::v1::lease_welcome::Options;
 use crate::v1::lease_worker_message::Message as Up;
+use crate::values::{duration, ordered, required};
 
 /// Work of which options, views and reports go over the wire.
 pub trait WireWork: Work<Seen: Send, Report: Send> + Send + 'static {

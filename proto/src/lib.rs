@@ -11,6 +11,7 @@ mod precision;
 pub mod security;
 mod status;
 mod text;
+mod values;
 
 /// Generated from `proto/relabel/v1/*.proto`.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used)]
@@ -18,10 +19,11 @@ pub mod v1 {
     tonic::include_proto!("relabel.v1");
 }
 
-pub use convert::{FirstMessage, Invalid, Told, Welcome, from_worker, hello, to_worker, welcome};
+pub use convert::{FirstMessage, Told, Welcome, from_worker, hello, to_worker, welcome};
 pub use leases::{FirstLeaseMessage, LeaseHello, ToHolder, WireWork, from_holder, lease_hello, to_holder};
 pub use status::{state_word, status, whole_status};
 pub use text::sentence;
+pub use values::Invalid;
 
 /// The version that coordinator and workers must share: the protocol and the meaning of every option
 /// move with it.

@@ -5,19 +5,19 @@
 //!
 //! Prints the timeline of rank 0's median step, and a line of JSON.
 
-use std::io::{BufRead, BufReader, Read, Write};
+mod ranks;
+
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Parser;
 use relabel_config::{Config, Precision, Wire};
 use relabel_core::Position;
 use tch::Device;
-use worker::collective::tcp::{Membership, Ring, Timeouts};
-use worker::collective::{AbortHandle, Collective, Solo};
+use worker::collective::{Collective, Solo};
 use worker::data::loader::Batch;
 use worker::train::learner::{Ask, Learner};
 use worker::train::overlap::Timeline;
@@ -54,40 +54,11 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    match std::env::var("OVERLAP_RANK") {
-        Ok(rank) => run_rank(rank.parse()?, &args),
-        Err(_) => launch(&args),
+    match ranks::rank()? {
+        Some(rank) => run_rank(rank, &args),
+        None if args.has_link() => ranks::launch(args.ranks, |address| slow_link(address, &args)),
+        None => ranks::launch(args.ranks, Ok),
     }
-}
-
-/// Starts the ranks, tells each where the others listen, and waits for them.
-fn launch(args: &Args) -> Result<()> {
-    let (mut children, mut peers) = (Vec::new(), Vec::new());
-    for rank in 0..args.ranks {
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(std::env::args_os().skip(1))
-            .env("OVERLAP_RANK", rank.to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
-        let address: SocketAddr = lines.next().context("a rank ended early")??.parse()?;
-        peers.push(match args.has_link() {
-            true => slow_link(address, args)?.to_string(),
-            false => address.to_string(),
-        });
-        children.push((child, lines));
-    }
-    for (child, _) in &mut children {
-        writeln!(child.stdin.take().context("stdin")?, "{}", peers.join(" "))?;
-    }
-    for (child, lines) in &mut children {
-        for line in lines {
-            println!("{}", line?);
-        }
-        ensure!(child.wait()?.success(), "a rank failed");
-    }
-    Ok(())
 }
 
 impl Args {
@@ -98,18 +69,9 @@ impl Args {
 }
 
 fn run_rank(rank: u32, args: &Args) -> Result<()> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    println!("{}", listener.local_addr()?);
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line)?;
-    let peers: Vec<SocketAddr> = line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-    let world = peers.len() as u32;
-    let neighbour = |rank: u32| peers[(rank % world) as usize];
-    let (previous, next) = (neighbour(rank + world - 1), neighbour(rank + 1));
     // What does not go through the connection is not held up by a link.
-    let near = !args.has_link();
-    let membership = Membership { rank, world, previous, next, generation: 0, token: [0; 32], near };
-    let mut ring = Ring::connect(&listener, &membership, Timeouts::default(), AbortHandle::new())?;
+    let mut ring = ranks::connect(rank, !args.has_link())?;
+    let world = ring.world();
 
     worker::torch::set_num_threads(args.threads);
     let mut config = Config::default();

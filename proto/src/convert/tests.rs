@@ -1,4 +1,8 @@
 #![allow(clippy::unwrap_used)]
+use std::time::Duration;
+
+use relabel_core::Position;
+
 use super::hello as hello_of;
 use super::*;
 

@@ -7,8 +7,7 @@ use std::path::Path;
 use super::folders::Listing;
 use super::{Findings, Verdict, images, spread};
 use crate::labels::packed::Packed;
-use crate::labels::pool::Cells;
-use crate::labels::{map_in_order, map_path, read_map};
+use crate::labels::{LabelMap, map_in_order, map_path, read_map};
 use crate::progress::Progress;
 
 const WHAT: &str = "label maps";
@@ -47,8 +46,8 @@ pub(super) fn check(findings: &mut Findings, train: &Listing, path: &Path, most:
     open(findings, &present, most, threads, read);
 }
 
-fn shape(map: &impl Cells) -> (usize, usize, usize) {
-    (map.k(), map.height(), map.width())
+fn shape(map: &LabelMap) -> (usize, usize, usize) {
+    (map.k, map.height, map.width)
 }
 
 /// The keys of the images that have a map in the folder `root`.

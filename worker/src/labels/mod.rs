@@ -26,8 +26,7 @@ mod presence;
 pub use label_map::{LabelMap, MapError, Stored};
 pub(crate) use parallel::map_in_order;
 
-use packed::{Packed, PackedError, PackedMap};
-use pool::Cells;
+use packed::{Packed, PackedError};
 
 /// What a training crop is taught: a distribution over the classes for one sample and one crop of it.
 ///
@@ -88,12 +87,6 @@ enum Source {
     Packed(Packed),
 }
 
-/// A label map that was read, or where it lies in a packed store.
-pub enum Found<'a> {
-    Read(LabelMap),
-    Packed(PackedMap<'a>),
-}
-
 impl LabelMaps {
     /// Maps in the folder or packed store `path`, whose class ids must be under `classes`; `axes` says how a
     /// crop's box is read into them. Fails where there is neither, or the store is not whole.
@@ -131,16 +124,15 @@ impl LabelMaps {
     }
 
     /// The map of one sample.
-    pub fn read(&self, sample: u32) -> Result<Found<'_>, LabelError> {
+    pub fn read(&self, sample: u32) -> Result<LabelMap, LabelError> {
         let key = (self.keys)(sample);
         match &self.source {
             Source::Packed(packed) => packed
                 .get(&key)
-                .map(Found::Packed)
                 .map_err(|why| LabelError::Packed { path: packed.path().into(), why: Box::new(why) }),
             Source::Folder(root) => {
                 let path = map_path(root, &key);
-                read_map(&path, self.classes).map(Found::Read).map_err(|error| match error {
+                read_map(&path, self.classes).map_err(|error| match error {
                     LabelError::Read { path, why } if why.kind() == io::ErrorKind::NotFound => {
                         LabelError::Missing { path, key }
                     }
@@ -151,57 +143,10 @@ impl LabelMaps {
     }
 }
 
-impl Found<'_> {
-    /// The map by itself.
-    pub fn into_label_map(self) -> LabelMap {
-        match self {
-            Self::Read(map) => map,
-            Self::Packed(map) => map.to_label_map(),
-        }
-    }
-}
-
 /// Where the map of the image called `key` stands under `root`.
 pub fn map_path(root: &Path, key: &str) -> PathBuf {
     // The stem may hold dots, so the extension is appended, not replaced.
     root.join(format!("{key}.pt"))
-}
-
-impl Cells for Found<'_> {
-    fn k(&self) -> usize {
-        match self {
-            Self::Read(map) => map.k(),
-            Self::Packed(map) => map.k(),
-        }
-    }
-
-    fn height(&self) -> usize {
-        match self {
-            Self::Read(map) => map.height(),
-            Self::Packed(map) => map.height(),
-        }
-    }
-
-    fn width(&self) -> usize {
-        match self {
-            Self::Read(map) => map.width(),
-            Self::Packed(map) => map.width(),
-        }
-    }
-
-    fn logit(&self, i: usize) -> f32 {
-        match self {
-            Self::Read(map) => map.logit(i),
-            Self::Packed(map) => map.logit(i),
-        }
-    }
-
-    fn class(&self, i: usize) -> u32 {
-        match self {
-            Self::Read(map) => map.class(i),
-            Self::Packed(map) => map.class(i),
-        }
-    }
 }
 
 impl Targets for LabelMaps {

@@ -12,43 +12,6 @@ use relabel_config::Axes;
 use super::LabelMap;
 use crate::data::{CropBox, ImageSize};
 
-/// The `k` best classes of each cell of a grid over an image, wherever they are kept. A value's number is
-/// `(j * height + row) * width + column`, `j` under `k`.
-pub trait Cells {
-    /// Classes kept a cell.
-    fn k(&self) -> usize;
-    /// Rows of cells, at least 1.
-    fn height(&self) -> usize;
-    /// Columns of cells, at least 1.
-    fn width(&self) -> usize;
-    /// The logit of value `i`.
-    fn logit(&self, i: usize) -> f32;
-    /// The class id of value `i`.
-    fn class(&self, i: usize) -> u32;
-}
-
-impl Cells for LabelMap {
-    fn k(&self) -> usize {
-        self.k
-    }
-
-    fn height(&self) -> usize {
-        self.height
-    }
-
-    fn width(&self) -> usize {
-        self.width
-    }
-
-    fn logit(&self, i: usize) -> f32 {
-        self.logits[i]
-    }
-
-    fn class(&self, i: usize) -> u32 {
-        self.classes[i]
-    }
-}
-
 /// A box in parts of the image's width (x) and height (y), `0 <= x1 <= x2 <= 1` and so for y.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct UnitBox {
@@ -78,36 +41,45 @@ impl UnitBox {
 
 /// Writes the target for `crop` into `out`, `[classes]`: not negative, sum 1. Every class id of the map must
 /// be under `out.len()`.
-pub fn pool(map: &impl Cells, crop: UnitBox, axes: Axes, out: &mut [f32]) {
+pub fn pool(map: &LabelMap, crop: UnitBox, axes: Axes, out: &mut [f32]) {
     pool_logits(map, crop, axes, out);
     softmax(out);
 }
 
 /// Writes the pooled logits for `crop` into `out`, `[classes]`, 0 for a class that no cell of the box names.
-pub fn pool_logits(map: &impl Cells, crop: UnitBox, axes: Axes, out: &mut [f32]) {
+pub fn pool_logits(map: &LabelMap, crop: UnitBox, axes: Axes, out: &mut [f32]) {
     let UnitBox { x1, y1, x2, y2 } = crop;
     // The reference hands (top, left, bottom, right) to roi_align, which reads (x1, y1, x2, y2).
     let ((left, right), (top, bottom)) = match axes {
         Axes::Hw => ((x1, x2), (y1, y2)),
         Axes::Reference => ((y1, y2), (x1, x2)),
     };
-    let columns = side_weights(left, right, map.width());
-    let rows = side_weights(top, bottom, map.height());
+    let columns = side_weights(left, right, map.width);
+    let rows = side_weights(top, bottom, map.height);
     out.fill(0.0);
-    let plane = map.height() * map.width();
+    let plane = map.height * map.width;
+    let repeats = names_a_class_twice(map);
     for (row, &row_weight) in rows.iter().enumerate().filter(|(_, w)| **w != 0.0) {
         for (column, &column_weight) in columns.iter().enumerate().filter(|(_, w)| **w != 0.0) {
-            let cell = row * map.width() + column;
+            let cell = row * map.width + column;
             let weight = row_weight * column_weight;
-            for j in 0..map.k() {
-                let class = map.class(j * plane + cell);
-                let overridden = (j + 1..map.k()).any(|later| map.class(later * plane + cell) == class);
+            for j in 0..map.k {
+                let class = map.classes[j * plane + cell];
+                let overridden =
+                    repeats && (j + 1..map.k).any(|later| map.classes[later * plane + cell] == class);
                 if !overridden {
-                    out[class as usize] += weight * map.logit(j * plane + cell);
+                    out[class as usize] += weight * map.logits[j * plane + cell];
                 }
             }
         }
     }
+}
+
+/// Whether any cell does: what wrote the best `k` of each has none, and one look at all is cheaper than one at each.
+fn names_a_class_twice(map: &LabelMap) -> bool {
+    let planes: Vec<&[u32]> = map.classes.chunks_exact(map.height * map.width).collect();
+    let same = |a: &[u32], b: &[u32]| a.iter().zip(b).fold(false, |any, (a, b)| any | (a == b));
+    planes.iter().enumerate().any(|(j, plane)| planes[j + 1..].iter().any(|later| same(plane, later)))
 }
 
 /// The weight of each of `cells` cells along one side, for a box from `from` to `to` in [0, 1].
@@ -143,17 +115,49 @@ fn side_weights(from: f32, to: f32, cells: usize) -> Vec<f32> {
     weights
 }
 
-/// Softmax in place. Most classes are absent and share the logit 0, so their exponential is taken once.
+/// What a processor does at once; sums are kept in as many parts.
+const LANES: usize = 16;
+
+/// Softmax in place.
 fn softmax(logits: &mut [f32]) {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let absent = (-max).exp();
-    let mut sum = 0.0_f64;
-    for v in &mut *logits {
-        *v = if *v == 0.0 { absent } else { (*v - max).exp() };
-        sum += f64::from(*v);
+    let mut most = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    for chunk in chunks {
+        most.iter_mut().zip(chunk).for_each(|(most, &v)| *most = if v > *most { v } else { *most });
     }
-    let scale = (1.0 / sum) as f32;
+    let max = most.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sums = [0.0_f64; LANES];
+    let (chunks, rest) = logits.as_chunks_mut::<LANES>();
+    let take = |sum: &mut f64, v: &mut f32| {
+        *v = exp(*v - max);
+        *sum += f64::from(*v);
+    };
+    for chunk in chunks {
+        sums.iter_mut().zip(chunk).for_each(|(sum, v)| take(sum, v));
+    }
+    sums.iter_mut().zip(rest).for_each(|(sum, v)| take(sum, v));
+    let scale = (1.0 / sums.iter().sum::<f64>()) as f32;
     logits.iter_mut().for_each(|v| *v *= scale);
+}
+
+/// e to the power of `x`, which is not over 0, to within two units in the last place; under -87, where that begins to
+/// have no float32, e to -87. Written so that a loop over it needs no branch and no call.
+fn exp(x: f32) -> f32 {
+    // Adding it rounds to a whole number, which then stands in the lowest bits.
+    const ROUND: f32 = 12_582_912.0;
+    // ln 2 as a part that multiplies exactly, and the rest.
+    const LN2_HIGH: f32 = 355.0 / 512.0;
+    const LN2_LOW: f32 = (std::f64::consts::LN_2 - LN2_HIGH as f64) as f32;
+    /// Of r to the powers of 7 to 0, r being within ln 2 / 2 of 0.
+    const SERIES: [f32; 8] =
+        [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 1.0 / 2.0, 1.0, 1.0];
+    let x = x.max(-87.0);
+    let rounded = x * std::f32::consts::LOG2_E + ROUND;
+    let power = rounded - ROUND;
+    let r = (x - power * LN2_HIGH) - power * LN2_LOW;
+    let series = SERIES.iter().fold(0.0, |sum, factor| sum * r + factor);
+    let exponent = rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
+    series * f32::from_bits(exponent << 23)
 }
 
 #[cfg(test)]

@@ -121,7 +121,7 @@ impl Drawer {
         inspect::draw_lesson(
             &Lesson {
                 title: format!("{}, epoch {}", picture.key, picture.epoch + 1),
-                map: self.maps.read(sample)?.into_label_map(),
+                map: self.maps.read(sample)?,
                 image: &location,
                 crop: UnitBox::of(image.size, crop),
                 axes: self.axes,

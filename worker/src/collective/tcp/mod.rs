@@ -16,6 +16,8 @@
 
 #[cfg(test)]
 mod bf16_tests;
+#[cfg(test)]
+mod ending_tests;
 mod form;
 pub mod frame;
 pub mod handshake;

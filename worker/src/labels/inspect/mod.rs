@@ -174,7 +174,7 @@ fn read(file: &Path, key: Option<&str>, classes: u32) -> Result<Source> {
         if packed.classes() > classes {
             return Err(failed(PackedError::Classes { found: packed.classes(), classes }).into());
         }
-        let map = packed.get(key).map_err(failed)?.to_label_map();
+        let map = packed.get(key).map_err(failed)?;
         let dtype = packed.layout().precision.name().to_owned();
         return Ok(Source { map, dtype, format: "packed".to_owned() });
     }

@@ -1,7 +1,7 @@
 //! The packed store: the label maps of a whole data set in one memory-mapped file.
 //!
-//! Half the bytes of the float32 `.pt` files, one open file instead of 1.28 million, and a look-up copies
-//! nothing: a target is pooled straight from the mapped pages. All integers are little-endian.
+//! Half the bytes of the float32 `.pt` files, and one open file instead of 1.28 million, mapped into memory. All
+//! integers are little-endian.
 //!
 //! ```text
 //!   0  magic "relabelp"          8  version                 12  bytes a logit: 2 (float16), 4 (float32)
@@ -25,9 +25,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::f16;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use super::LabelMap;
-use super::pool::Cells;
 use mapped::Mapped;
 pub use write::{Packer, Packing};
 
@@ -121,7 +121,7 @@ impl Layout {
     }
 }
 
-/// An open store. Shared by all threads; look-ups copy nothing.
+/// An open store, shared by all threads.
 pub struct Packed {
     path: PathBuf,
     bytes: Mapped,
@@ -241,7 +241,7 @@ impl Packed {
     }
 
     /// The map called `key`, its record verified.
-    pub fn get(&self, key: &str) -> Result<PackedMap<'_>, PackedError> {
+    pub fn get(&self, key: &str) -> Result<LabelMap, PackedError> {
         let position = self.position(key).ok_or_else(|| PackedError::Missing { key: key.to_owned() })?;
         self.map(position)
     }
@@ -250,24 +250,28 @@ impl Packed {
     ///
     /// # Panics
     /// Beyond `len()`.
-    pub fn map(&self, position: usize) -> Result<PackedMap<'_>, PackedError> {
+    pub fn map(&self, position: usize) -> Result<LabelMap, PackedError> {
         assert!(position < self.maps, "map {position} of {}", self.maps);
         let Layout { precision, k, height, width } = self.layout;
         let start = HEAD + position * self.layout.record();
         let record = &self.bytes[start..start + self.layout.record()];
         let (logits, rest) = record.split_at(self.layout.values() * precision.size());
         // Records begin at multiples of eight of a page, so these casts cannot fail.
-        let logits = match precision {
-            Precision::Half => Logits::Half(bytemuck::cast_slice(logits)),
-            Precision::Full => Logits::Full(bytemuck::cast_slice(logits)),
+        let logits: Vec<f32> = match precision {
+            Precision::Half => {
+                let bits: &[u16] = bytemuck::cast_slice(logits);
+                bits.reinterpret_cast::<f16>().to_f32_vec()
+            }
+            Precision::Full => bytemuck::cast_slice(logits).to_vec(),
         };
         let classes: &[u16] = bytemuck::cast_slice(&rest[..self.layout.values() * 2]);
-        let map = PackedMap { k, height, width, logits, classes };
+        let classes: Vec<u32> = classes.iter().copied().map(u32::from).collect();
+        // Looked over without a branch each: this is done for each sample.
         let whole = sum(record) == self.sums()[position]
-            && classes.iter().all(|&class| u32::from(class) < self.classes)
-            && (0..classes.len()).all(|i| map.logit(i).is_finite());
+            && classes.iter().copied().fold(0, u32::max) < self.classes
+            && logits.iter().fold(true, |all, logit| all & logit.is_finite());
         if whole {
-            Ok(map)
+            Ok(LabelMap { k, height, width, logits, classes })
         } else {
             Err(PackedError::Record { key: String::from_utf8_lossy(self.name(position)).into_owned() })
         }
@@ -306,62 +310,6 @@ impl Packed {
 
     fn names_text(&self) -> &[u8] {
         &self.index()[self.maps * 16..]
-    }
-}
-
-/// One map of a store, where it lies.
-#[derive(Debug, Clone, Copy)]
-pub struct PackedMap<'a> {
-    k: usize,
-    height: usize,
-    width: usize,
-    logits: Logits<'a>,
-    classes: &'a [u16],
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Logits<'a> {
-    Half(&'a [u16]),
-    Full(&'a [f32]),
-}
-
-impl Cells for PackedMap<'_> {
-    fn k(&self) -> usize {
-        self.k
-    }
-
-    fn height(&self) -> usize {
-        self.height
-    }
-
-    fn width(&self) -> usize {
-        self.width
-    }
-
-    fn logit(&self, i: usize) -> f32 {
-        match self.logits {
-            Logits::Half(bits) => f16::from_bits(bits[i]).to_f32(),
-            Logits::Full(values) => values[i],
-        }
-    }
-
-    fn class(&self, i: usize) -> u32 {
-        u32::from(self.classes[i])
-    }
-}
-
-impl PackedMap<'_> {
-    /// A copy in the form of a map that was read from a `.pt` file.
-    pub fn to_label_map(&self) -> LabelMap {
-        let Self { k, height, width, .. } = *self;
-        let n = k * height * width;
-        LabelMap {
-            k,
-            height,
-            width,
-            logits: (0..n).map(|i| self.logit(i)).collect(),
-            classes: (0..n).map(|i| self.class(i)).collect(),
-        }
     }
 }
 

@@ -139,3 +139,29 @@ fn axes_say_which_side_is_which() {
     pool(&map, right, Axes::Reference, &mut out);
     assert!(out[0] > 0.8, "{out:?}");
 }
+
+#[test]
+fn exponentials_are_right_to_the_last_places() {
+    for step in 0..=87_000_u32 {
+        let x = -(step as f32) * 1e-3;
+        let exact = f64::from(x).exp();
+        let off = (f64::from(exp(x)) - exact).abs() / exact;
+        assert!(off < 2.0 * f64::from(f32::EPSILON), "exp({x}) is off by {off:e} of itself");
+    }
+    assert_eq!(exp(0.0), 1.0);
+    assert!(exp(-1e30) < 2e-38);
+}
+
+#[test]
+fn a_class_that_stands_out_has_all_of_the_target() {
+    // As many as are taken together, one more, and fewer.
+    for classes in [1, 3, 16, 17, 1000] {
+        for best in [0, classes / 2, classes - 1] {
+            let mut logits = vec![0.0; classes];
+            logits[best] = 300.0;
+            softmax(&mut logits);
+            assert_eq!(logits[best], 1.0);
+            assert!(logits.iter().sum::<f32>() < 1.0 + 1e-6);
+        }
+    }
+}
