@@ -78,8 +78,10 @@ def peak_memory(pid):
 def saving(folder):
     """The first pause for a checkpoint in seconds, as rank 0 logs it."""
     units = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
+    time = r"([\d.]+)(ns|µs|ms|s)\b"
     for log in sorted((folder / "logs").iterdir()):
-        found = re.search(r"copied the state of .* in ([\d.]+)(ns|µs|ms|s)\b", log.read_text())
-        if found:
-            return float(found[1]) * units[found[2]]
+        text = log.read_text()
+        parts = [re.search(words + time, text) for words in ("was begun within ", "waited ")]
+        if all(parts):
+            return sum(float(part[1]) * units[part[2]] for part in parts)
     raise RuntimeError(f"no checkpoint was written: {folder / 'logs'}")

@@ -1,5 +1,5 @@
-//! The state of a training run in one `.safetensors` file: copied aside while training waits, written by
-//! any thread afterwards, verified before it is trusted.
+//! The state of a training run in one `.safetensors` file: copied aside while training computes its next gradients,
+//! written by any thread afterwards, verified before it is trusted.
 //!
 //! A file `NAME.safetensors` holds parameters and buffers under torchvision's names, the optimizer's state
 //! under `optimizer.<what PyTorch calls it>.<parameter>`, and where the run stood in the header's metadata.
@@ -13,13 +13,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use relabel_store::StoreError;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use crate::model::{Model, ModelError, StateDict};
 use crate::optim::{Ema, Optimizer};
 use crate::torch::TorchError;
 use crate::train::loss_scale::LossScale;
 
+mod copying;
 mod read;
 pub mod safetensors_file;
 pub(crate) mod temporary;
@@ -28,6 +29,7 @@ mod tests;
 mod upload;
 mod write;
 
+pub use copying::Copying;
 pub(crate) use read::{is_ours, parse};
 pub use read::{load, load_verified, verify};
 pub use upload::Remote;
@@ -148,45 +150,6 @@ impl State {
         }
     }
 
-    /// Copies all tensors aside, at memory speed; training may go on as soon as this returns.
-    ///
-    /// A `spare` state of the same run gives its memory, which is written over: a copy into new memory takes ten times
-    /// as long.
-    ///
-    /// # Errors
-    /// No memory left, or a spare state of other shapes.
-    pub fn copied(mut self, spare: Option<Self>) -> Result<Self, CheckpointError> {
-        let mut spare = spare.map_or_else(|| self.room(), Ok)?;
-        for ((_, tensor), (_, room)) in self.tensors_mut().zip(spare.tensors_mut()) {
-            room.f_copy_(&tensor.detach()).map_err(not_copied)?;
-            *tensor = room.shallow_clone();
-        }
-        Ok(self)
-    }
-
-    /// The same with zeros in all tensors, on the CPU and in the same memory formats: reordering is left to whoever
-    /// writes a file.
-    ///
-    /// # Errors
-    /// No memory left.
-    pub fn room(&self) -> Result<Self, CheckpointError> {
-        let zeros = |(name, tensor): &(String, Tensor)| {
-            let zeros = Tensor::f_empty_strided(tensor.size(), tensor.stride(), (tensor.kind(), Device::Cpu));
-            zeros.and_then(|mut zeros| zeros.f_zero_()).map(|zeros| (name.clone(), zeros)).map_err(not_copied)
-        };
-        let all = |tensors: &StateDict| tensors.iter().map(zeros).collect::<Result<StateDict, _>>();
-        Ok(Self {
-            progress: self.progress,
-            arch: self.arch.clone(),
-            metadata: self.metadata.clone(),
-            model: all(&self.model)?,
-            ema: self.ema.as_ref().map(all).transpose()?,
-            optimizer_name: self.optimizer_name.clone(),
-            optimizer: all(&self.optimizer)?,
-            loss_scale: self.loss_scale,
-        })
-    }
-
     /// Every tensor, in an order that is the same for all states of one run.
     pub fn tensors_mut(&mut self) -> impl Iterator<Item = &mut (String, Tensor)> {
         self.model.iter_mut().chain(self.ema.iter_mut().flatten()).chain(self.optimizer.iter_mut())
@@ -223,8 +186,4 @@ impl State {
         };
         averaged.map_err(CheckpointError::Restore)
     }
-}
-
-fn not_copied(source: tch::TchError) -> CheckpointError {
-    CheckpointError::Snapshot(TorchError::Tch { operation: "copy a tensor", source })
 }

@@ -25,7 +25,7 @@ use tch::Device;
 use super::loss::soft_cross_entropy;
 use super::loss_scale::LossScale;
 use super::overlap::{self, Timeline};
-use crate::checkpoint::{CheckpointError, Progress, State};
+use crate::checkpoint::{CheckpointError, Copying, Progress, State};
 use crate::collective::buckets::Ready;
 use crate::collective::{Collective, CollectiveError};
 use crate::data::loader::Batch;
@@ -124,6 +124,8 @@ pub struct Learner {
     /// From the first step with other ranks on.
     hooks: Option<GradientHooks>,
     timeline: Option<Timeline>,
+    /// A copy of the state that is being made, for whose end the next update waits.
+    copying: Option<Copying>,
     config: Config,
     steps_per_epoch: u64,
 }
@@ -155,8 +157,18 @@ impl Learner {
         let optimizer = Optimizer::new(model.parameters(), &config.optim);
         let gradients = FlatGradients::new(&model, SCALARS)?;
         let loss_scale = (precision == Precision::Fp16).then(LossScale::default);
-        let (hooks, timeline, config) = (None, None, config.clone());
-        Ok(Self { model, optimizer, ema, loss_scale, gradients, hooks, timeline, config, steps_per_epoch })
+        Ok(Self {
+            model,
+            optimizer,
+            ema,
+            loss_scale,
+            gradients,
+            hooks: None,
+            timeline: None,
+            copying: None,
+            config: config.clone(),
+            steps_per_epoch,
+        })
     }
 
     /// What is validated: the moving average where there is one.
@@ -169,6 +181,7 @@ impl Learner {
     /// # Errors
     /// As [`weights::load`].
     pub fn start_from(&mut self, weights: &Weights) -> Result<Loaded, WeightsError> {
+        self.wait_for_copy();
         let loaded = weights::load(&mut self.model, weights, Head::Replace)?;
         if let Some(ema) = &mut self.ema {
             ema.begin_with(&self.model).map_err(|source| WeightsError::DoesNotFit {
@@ -191,11 +204,24 @@ impl Learner {
         State { loss_scale: self.loss_scale, ..state }
     }
 
+    /// Has the next update wait for a copy of the [state](Self::state).
+    pub fn is_copied(&mut self, copying: Copying) {
+        self.wait_for_copy();
+        self.copying = Some(copying);
+    }
+
+    fn wait_for_copy(&mut self) {
+        if let Some(copying) = self.copying.take() {
+            tracing::debug!("waited {:.2?} for the copy of the state", copying.wait());
+        }
+    }
+
     /// Goes on from `state`.
     ///
     /// # Errors
     /// As [`State::restore`].
     pub fn restore(&mut self, state: &State) -> Result<(), CheckpointError> {
+        self.wait_for_copy();
         state.restore(&mut self.model, &mut self.optimizer, self.ema.as_mut())?;
         // A state that was not trained in fp16 has none to go on with.
         self.loss_scale = self.loss_scale.map(|_| state.loss_scale.unwrap_or_default());
@@ -226,6 +252,7 @@ impl Learner {
             if stepped.samples != ask.planned {
                 self.gradients.scale(ask.planned as f64 / stepped.samples as f64);
             }
+            self.wait_for_copy();
             self.optimizer.step(stepped.learning_rate)?;
             self.gradients.load_buffers();
             self.model.count_step();

@@ -1,4 +1,5 @@
-//! Writes checkpoints on a thread of its own, so that training waits only for the copy in memory.
+//! Writes checkpoints on a thread of its own; training waits for neither that nor, but for what is left of it at the next
+//! update, for the copy in memory.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -7,10 +8,10 @@ use std::time::Duration;
 
 use relabel_core::{DutyId, FromWorker, Position, Written};
 
-use crate::checkpoint::{self, CheckpointError, Remote, State};
+use crate::checkpoint::{self, CheckpointError, Copying, Remote, State};
 use crate::session::Reports;
 
-/// A copied state and what is to become of it.
+/// A state and what is to become of it.
 pub(super) struct Save {
     pub duty: DutyId,
     pub state: State,
@@ -29,6 +30,7 @@ pub(super) struct Saver {
     jobs: Option<mpsc::Sender<Job>>,
     /// States whose memory is free for the next copy.
     spares: mpsc::Receiver<State>,
+    reports: Reports,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -44,6 +46,7 @@ impl Saver {
         let (jobs, queue) = mpsc::channel();
         let (spare, spares) = mpsc::channel();
         let target = Target { folder, remote };
+        let to_coordinator = reports.clone();
         let thread = std::thread::Builder::new().name("saver".into()).spawn(move || {
             // Sent in vain where training has ended. Where there is no memory, the copy itself says so.
             if let Ok(room) = like.room() {
@@ -53,35 +56,40 @@ impl Saver {
             for job in queue {
                 match job {
                     Job::Save(save) => {
-                        reports.send(target.write(&save));
+                        to_coordinator.send(target.write(&save));
                         let _ = spare.send(save.state);
                     }
                     Job::Remove(files) => remove(&target.folder, &files),
                 }
             }
         })?;
-        Ok(Self { jobs: Some(jobs), spares, thread: Some(thread) })
+        Ok(Self { jobs: Some(jobs), spares, reports, thread: Some(thread) })
     }
 
-    /// A state to copy the next one into, if one is not being written.
-    pub(super) fn spare(&self) -> Option<State> {
-        // One is enough: of several the memory of all but the last is given back.
-        self.spares.try_iter().last()
-    }
-
-    pub(super) fn save(&self, save: Save) {
-        self.give(Job::Save(Box::new(save)));
+    /// Copies the state and has the copy written. Nothing may change weights or optimizer before [`Copying::wait`].
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub(super) fn save(&self, save: Save) -> std::io::Result<Copying> {
+        // Of several that are not being written one is enough: the memory of all but the last is given back.
+        let spare = self.spares.try_iter().last();
+        let (jobs, reports) = (self.jobs.clone(), self.reports.clone());
+        let Save { duty, state, position, best } = save;
+        state.copied_behind(spare, move |copied| match copied {
+            Ok(state) => give(jobs.as_ref(), Job::Save(Box::new(Save { duty, state, position, best }))),
+            Err(error) => reports.send(FromWorker::CheckpointFailed { duty, reason: error.to_string() }),
+        })
     }
 
     pub(super) fn remove(&self, files: Vec<String>) {
-        self.give(Job::Remove(files));
+        give(self.jobs.as_ref(), Job::Remove(files));
     }
+}
 
-    fn give(&self, job: Job) {
-        let given = self.jobs.as_ref().map(|jobs| jobs.send(job));
-        if !matches!(given, Some(Ok(()))) {
-            tracing::error!("the thread that writes checkpoints has died; checkpoints are no longer written");
-        }
+fn give(jobs: Option<&mpsc::Sender<Job>>, job: Job) {
+    let given = jobs.map(|jobs| jobs.send(job));
+    if !matches!(given, Some(Ok(()))) {
+        tracing::error!("the thread that writes checkpoints has died; checkpoints are no longer written");
     }
 }
 

@@ -419,8 +419,7 @@ impl<'a> Trainer<'a> {
         self.session.reports().send(FromWorker::Held { generation, held, steps, reason, blamed });
     }
 
-    /// Carries out the duties whose step boundary has come. The state is copied here; the writing is the
-    /// saver's.
+    /// Carries out the duties whose step boundary has come. Copying and writing are the saver's.
     fn do_duties(&mut self) -> Result<(), TrainError> {
         let Some(held) = self.held else { return Ok(()) };
         let end = self.steps_per_epoch();
@@ -442,9 +441,10 @@ impl<'a> Trainer<'a> {
             metadata.extend(SgdNotes::of(optim, lr).map(SgdNotes::to_metadata).unwrap_or_default());
             metadata.insert(weights::BN_EPS.to_string(), self.learner.model.batch_norm().eps.to_string());
             let began = Instant::now();
-            let state = self.learner.state(progress, metadata).copied(self.saver.spare())?;
-            tracing::debug!("copied the state of {position} in {:.2?}", began.elapsed());
-            self.saver.save(Save { duty: duty.id, state, position, best: duty.best });
+            let state = self.learner.state(progress, metadata);
+            let save = Save { duty: duty.id, state, position, best: duty.best };
+            self.learner.is_copied(self.saver.save(save).map_err(TrainError::Saver)?);
+            tracing::debug!("the copy of the state of {position} was begun within {:.2?}", began.elapsed());
         }
         Ok(())
     }

@@ -95,3 +95,43 @@ fn micro_batches_add_up_to_the_whole_slice() {
         assert!(whole.allclose(small, 1e-4, 1e-6, false));
     }
 }
+
+#[test]
+fn a_copy_that_is_made_meanwhile_is_of_the_state_before_the_step() {
+    let mut config = config();
+    config.optim.ema.decay = 0.5;
+    let mut learner = Learner::new(&config, 3, 10, Device::Cpu).unwrap();
+    learner.step(&batch(4), ask(4), &mut Solo::default()).unwrap();
+    let state = |learner: &Learner| learner.state(Progress { epoch: 0, step: 1, seed: 0 }, BTreeMap::new());
+    let mut before = state(&learner).copied(None).unwrap();
+
+    let (send, copied) = std::sync::mpsc::channel();
+    let copying = state(&learner).copied_behind(None, move |copied| send.send(copied).unwrap()).unwrap();
+    learner.is_copied(copying);
+    learner.step(&batch(4), ask(4), &mut Solo::default()).unwrap();
+    let mut copy = copied.recv().unwrap().unwrap();
+    for ((name, copied), (_, before)) in copy.tensors_mut().zip(before.tensors_mut()) {
+        assert!(*copied == *before, "{name}");
+    }
+    let mut after = state(&learner).copied(None).unwrap();
+    assert!(after.tensors_mut().zip(before.tensors_mut()).any(|((_, after), (_, before))| *after != *before));
+}
+
+#[test]
+fn an_update_waits_for_a_copy_however_long_it_takes() {
+    let mut learner = learner();
+    let (end, ended) = std::sync::mpsc::channel();
+    learner.is_copied(Copying(ended));
+    let weight = learner.model.parameters()[0].1.detach();
+    let before = weight.copy();
+    let slow = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(500));
+        let untouched = weight == before;
+        drop::<std::sync::mpsc::Sender<()>>(end);
+        (untouched, weight, before)
+    });
+    learner.step(&batch(4), ask(4), &mut Solo::default()).unwrap();
+    let (untouched, weight, before) = slow.join().unwrap();
+    assert!(untouched);
+    assert!(weight != before, "then the update is done");
+}
