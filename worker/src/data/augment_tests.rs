@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::data::decode::Decoder;
 
 /// Sharp edges in both directions, so that a filter of another width or place shows.
 fn source(width: u32, height: u32) -> RgbImage {
@@ -55,6 +56,33 @@ fn a_resized_crop_equals_pillow() {
         );
         let outside = CropBox { top: 40, left: 0, height: 8, width: 8 };
         assert!(scaler.resize_cut(&image, &Cut::of_whole(image.size, outside), 16, resize).is_err());
+    }
+}
+
+/// Mean over crops of a JPEG of 21 x 13 pixels, most of them decoded at a half for the smaller side, where two filters
+/// stand in for one. (Over photographs it is less: `bench difference` measures it.)
+#[test]
+fn the_default_resize_stays_close_to_the_exact_one() {
+    let file =
+        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/data/testdata/rgb.jpg")).unwrap();
+    let (mut decoder, mut scaler, mut image) = (Decoder::new(), Scaler::default(), RgbImage::empty());
+    for (image_size, shrunk, bound) in [(4, 100..200, 3.5), (16, 0..1, 0.4)] {
+        let (mut smaller, mut sum) = (0, 0_u64);
+        for sample in 0..200 {
+            let [fast, exact] = BOTH.map(|resize| {
+                let augment =
+                    Augment { image_size, min_area: 0.08, color_jitter: 0.0, lighting: 0.0, resize };
+                let mut rng = KeyedRng::of_sample(5, 0, sample);
+                let cut =
+                    decoder.decode_part(&file, |size| augment.draw_crop(size, &mut rng), &mut image).unwrap();
+                smaller += usize::from(cut.shrink > 1);
+                scaler.resize_cut(&image, &cut, image_size, resize).unwrap().to_vec()
+            });
+            sum += fast.iter().zip(&exact).map(|(a, b)| u64::from(a.abs_diff(*b))).sum::<u64>();
+        }
+        let mean = sum as f64 / (200 * Input::floats(image_size)) as f64;
+        assert!(shrunk.contains(&smaller), "{smaller} at a smaller scale");
+        assert!(mean < bound, "side {image_size}: {mean} levels apart");
     }
 }
 
