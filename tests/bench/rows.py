@@ -86,6 +86,7 @@ def images(threads, plain=False):
         }
         if threads == 1:
             contenders["simplejpeg, decoding alone"] = rate(*peer, "simplejpeg", *options, "--images", count // 2)
+        crops = rate(example(root, "bench"), "crops", "--data", pictures / "train", "--images", count)
         return Row(
             f"JPEG files to training tensors, {'crop and flip' if plain else 'full augmentation'}, {threads} thread"
             + "s" * (threads > 1),
@@ -93,6 +94,7 @@ def images(threads, plain=False):
             contenders,
             ["ours", "ours, exact"],
             {} if plain else {"ours / torchvision": 6.0, "ours / DALI": 4.0},
+            bound=("libjpeg-turbo decoding the same crops and nothing else", crops) if threads == 1 else None,
         )
 
     return row

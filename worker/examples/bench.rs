@@ -1,5 +1,5 @@
 //! What `tests/bench` times of this program that no command of its own shows by itself. Each prints one line of JSON:
-//! how many images it did, and in how many seconds.
+//! how many images it did, and in how many seconds, or how far apart they are.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,9 +11,10 @@ use relabel_config::{Axes, Config, Data, OnError, Precision, Resize};
 use relabel_core::Position;
 use tch::Device;
 use worker::collective::{AbortHandle, Solo};
-use worker::data::augment::Augment;
+use worker::data::augment::{Augment, Input, STD, Scaler};
 use worker::data::crop::random_resized_crop;
 use worker::data::cutmix::CutMix;
+use worker::data::decode::{Decoder, RgbImage};
 use worker::data::index::Split;
 use worker::data::loader::{Batch, TrainLoader, TrainPlan};
 use worker::data::rng::KeyedRng;
@@ -25,6 +26,10 @@ use worker::train::learner::{Ask, Learner};
 enum Command {
     /// JPEG files to batches of augmented training tensors, by the loader that trains
     Images(Images),
+    /// What the row before is bound by: random crops of JPEG files, decoded in one thread and no more
+    Crops(Crops),
+    /// How far the default resize of random crops is from Pillow's, in 255ths
+    Difference(Crops),
     /// Label maps to the targets of random crops, one after the other
     Labels(Labels),
     /// Training steps of one rank on images that lie in memory
@@ -50,6 +55,15 @@ struct Images {
     /// As `data.shuffle_buffer` has it, for tar files.
     #[arg(long, default_value_t = 0)]
     shuffle_buffer: u32,
+}
+
+#[derive(Debug, Args)]
+struct Crops {
+    /// A folder of `<class>/<image>`.
+    #[arg(long)]
+    data: PathBuf,
+    #[arg(long, default_value_t = 2000)]
+    images: u32,
 }
 
 #[derive(Debug, Args)]
@@ -94,6 +108,8 @@ const SIZE: ImageSize = ImageSize { width: 500, height: 375 };
 fn main() -> Result<()> {
     let (images, seconds) = match Command::parse() {
         Command::Images(args) => load_images(&args)?,
+        Command::Crops(args) => decode_crops(&args)?,
+        Command::Difference(args) => return compare_crops(&args),
         Command::Labels(args) => pool_labels(&args)?,
         Command::Steps(args) => step(&args)?,
     };
@@ -142,6 +158,56 @@ fn load_images(args: &Images) -> Result<(usize, f64)> {
         }
     }
     unreachable!("epochs do not end")
+}
+
+/// From memory, after one round in which the buffers find their size.
+fn decode_crops(args: &Crops) -> Result<(usize, f64)> {
+    let split = Split::open(&args.data, None)?;
+    let samples = split.len() as u32;
+    let files: Vec<Vec<u8>> =
+        (0..samples).map(|id| std::fs::read(split.path(id))).collect::<Result<_, _>>()?;
+    let augment = Augment::from_config(&Data::default());
+    let (mut decoder, mut image) = (Decoder::new(), RgbImage::empty());
+    let mut decode = |number: u32| {
+        let mut rng = KeyedRng::of_sample(1, number / samples, number % samples);
+        let file = &files[(number % samples) as usize];
+        decoder.decode_part(file, |size| augment.draw_crop(size, &mut rng), &mut image)
+    };
+    (0..samples).try_for_each(|number| decode(number).map(drop))?;
+    let began = Instant::now();
+    (0..args.images).try_for_each(|number| decode(number).map(drop))?;
+    Ok((args.images as usize, began.elapsed().as_secs_f64()))
+}
+
+/// Of crops with no jitter and no lighting.
+fn compare_crops(args: &Crops) -> Result<()> {
+    let split = Split::open(&args.data, None)?;
+    let samples = split.len() as u32;
+    let defaults = Augment::from_config(&Data::default());
+    let floats = Input::floats(defaults.image_size);
+    let (mut decoder, mut image) = (Decoder::new(), RgbImage::empty());
+    let mut scaler = Scaler::default();
+    let (mut sum, mut worst) = (0.0, 0.0_f64);
+    for number in 0..args.images {
+        let [fast, exact] = [Resize::Fast, Resize::Exact].map(|resize| -> Result<Vec<f32>> {
+            let augment = Augment { color_jitter: 0.0, lighting: 0.0, resize, ..defaults.clone() };
+            let mut rng = KeyedRng::of_sample(1, number / samples, number % samples);
+            let path = split.path(number % samples);
+            let cut =
+                decoder.decode_file_part(&path, |size| augment.draw_crop(size, &mut rng), &mut image)?;
+            let mut pixels = vec![0.0; floats];
+            augment.apply(&image, &cut, &mut rng, &mut scaler, Vec::new())?.write(&mut pixels);
+            Ok(pixels)
+        });
+        for (at, (fast, exact)) in fast?.into_iter().zip(exact?).enumerate() {
+            let difference = f64::from((fast - exact).abs() * STD[at % 3] * 255.0);
+            sum += difference;
+            worst = worst.max(difference);
+        }
+    }
+    let mean = sum / (f64::from(args.images) * floats as f64);
+    println!("{{\"images\": {}, \"mean\": {mean:.4}, \"worst\": {worst:.1}}}", args.images);
+    Ok(())
 }
 
 fn pool_labels(args: &Labels) -> Result<(usize, f64)> {

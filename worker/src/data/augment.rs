@@ -9,7 +9,7 @@ use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer
 
 use super::crop::{EvalGeometry, eval_geometry, random_resized_crop};
 use super::decode::{Cut, Pick, RgbImage};
-use super::jitter::{self, ByteTable};
+use super::jitter::{self, Blend, LANES};
 use super::pillow::Resampler;
 use super::rng::KeyedRng;
 use super::{CropBox, ImageError, ImageSize};
@@ -62,7 +62,7 @@ impl Augment {
         Pick { crop, shrink }
     }
 
-    /// Takes `cut` out of `image`, resizes it, and draws flip, jitter and lighting from `rng`. `pixels` is a
+    /// Takes `cut` out of `image`, resizes it, and draws flip, jitter and lighting from `rng`. `planes` is a
     /// buffer to be used again.
     pub fn apply(
         &self,
@@ -70,17 +70,17 @@ impl Augment {
         cut: &Cut,
         rng: &mut KeyedRng,
         scaler: &mut Scaler,
-        pixels: Vec<u8>,
+        planes: Vec<u8>,
     ) -> Result<Input, ImageError> {
-        let mut pixels = scaler.resize_cut(image, cut, self.image_size, self.resize, pixels)?;
+        let planes = apart(scaler.resize_cut(image, cut, self.image_size, self.resize)?, planes);
         let flip = rng.below(2) == 1;
-        let table = if self.color_jitter > 0.0 {
-            jitter::apply(&jitter::draw(self.color_jitter, rng), &mut pixels)
+        let blends = if self.color_jitter > 0.0 {
+            jitter::blends(&jitter::draw(self.color_jitter, rng), &planes)
         } else {
-            jitter::identity()
+            Vec::new()
         };
         let light = if self.lighting > 0.0 { draw_lighting(self.lighting, rng) } else { [0.0; 3] };
-        Ok(Input { side: self.image_size, pixels, flip, table, light })
+        Ok(Input { side: self.image_size, planes, flip, blends, light })
     }
 }
 
@@ -99,18 +99,13 @@ impl EvalTransform {
         Self { image_size: data.image_size, crop_ratio: data.crop_ratio, resize: data.resize }
     }
 
-    /// `pixels` is a buffer to be used again.
-    pub fn apply(
-        &self,
-        image: &RgbImage,
-        scaler: &mut Scaler,
-        mut pixels: Vec<u8>,
-    ) -> Result<Input, ImageError> {
+    /// `planes` is a buffer to be used again.
+    pub fn apply(&self, image: &RgbImage, scaler: &mut Scaler, planes: Vec<u8>) -> Result<Input, ImageError> {
         let geometry = eval_geometry(image.size, self.image_size, self.crop_ratio);
         if self.resize == Resize::Exact {
             let EvalGeometry { resized, crop } = geometry;
-            scaler.exact.resize(image, CropBox::whole(image.size), resized, crop, &mut pixels)?;
-            return Ok(Input::plain(self.image_size, pixels));
+            scaler.exact.resize(image, CropBox::whole(image.size), resized, crop, &mut scaler.pixels)?;
+            return Ok(Input::plain(self.image_size, &scaler.pixels, planes));
         }
         // Only the part of the image that the centre is made of is resized, with the whole around it
         // for the filter to see, which gives the same pixels as cutting afterwards.
@@ -122,8 +117,8 @@ impl EvalTransform {
         let (left, width) = along(image.size.width, geometry.resized.width, geometry.crop.left);
         let (top, height) = along(image.size.height, geometry.resized.height, geometry.crop.top);
         let options = bilinear().crop(left, top, width, height);
-        let pixels = scaler.resize(&view(image)?, self.image_size, &options, pixels)?;
-        Ok(Input::plain(self.image_size, pixels))
+        let pixels = scaler.resize(&view(image)?, self.image_size, &options)?;
+        Ok(Input::plain(self.image_size, pixels, planes))
     }
 }
 
@@ -139,20 +134,21 @@ fn draw_lighting(deviation: f64, rng: &mut KeyedRng) -> [f32; 3] {
 pub struct Scaler {
     resizer: Resizer,
     exact: Resampler,
+    /// What was resized last, RGB, row after row.
+    pixels: Vec<u8>,
 }
 
 impl Scaler {
     /// The box of `cut`, of which `image` holds the region, as a square of `side` pixels. Pixels beyond the box have no
-    /// part in it, as when cutting comes first, but for the edges of an image that was decoded smaller. `pixels` is a
-    /// buffer to be used again; RGB, row after row.
+    /// part in it, as when cutting comes first, but for the edges of an image that was decoded smaller. RGB, row after
+    /// row.
     pub fn resize_cut(
         &mut self,
         image: &RgbImage,
         cut: &Cut,
         side: u32,
         resize: Resize,
-        mut pixels: Vec<u8>,
-    ) -> Result<Vec<u8>, ImageError> {
+    ) -> Result<&[u8], ImageError> {
         let Cut { crop, shrink, region, .. } = *cut;
         if shrink > 1 {
             // Its edges lie between pixels by now.
@@ -162,7 +158,7 @@ impl Scaler {
             };
             let (left, width) = along(crop.left, crop.width, region.left, image.size.width);
             let (top, height) = along(crop.top, crop.height, region.top, image.size.height);
-            return self.resize(&view(image)?, side, &bilinear().crop(left, top, width, height), pixels);
+            return self.resize(&view(image)?, side, &bilinear().crop(left, top, width, height));
         }
         let outside = || cannot_resize("the crop lies outside of what was decoded");
         let crop = CropBox {
@@ -172,13 +168,13 @@ impl Scaler {
         };
         if resize == Resize::Exact {
             let to = ImageSize { width: side, height: side };
-            self.exact.resize(image, crop, to, CropBox::whole(to), &mut pixels)?;
-            return Ok(pixels);
+            self.exact.resize(image, crop, to, CropBox::whole(to), &mut self.pixels)?;
+            return Ok(&self.pixels);
         }
         let whole = view(image)?;
         let CropBox { left, top, width, height } = crop;
         let cut = TypedCroppedImage::from_ref(&whole, left, top, width, height).map_err(cannot_resize)?;
-        self.resize(&cut, side, &bilinear(), pixels)
+        self.resize(&cut, side, &bilinear())
     }
 
     fn resize(
@@ -186,14 +182,22 @@ impl Scaler {
         source: &impl ImageView<Pixel = U8x3>,
         side: u32,
         options: &ResizeOptions,
-        mut pixels: Vec<u8>,
-    ) -> Result<Vec<u8>, ImageError> {
-        pixels.resize(side as usize * side as usize * 3, 0);
-        let mut resized = TypedImage::from_buffer(side, side, &mut pixels).map_err(cannot_resize)?;
+    ) -> Result<&[u8], ImageError> {
+        self.pixels.resize(side as usize * side as usize * 3, 0);
+        let mut resized = TypedImage::from_buffer(side, side, &mut self.pixels).map_err(cannot_resize)?;
         // Typed: the untyped call would compile every pixel type there is into this crate, for minutes.
         self.resizer.resize_typed(source, &mut resized, options).map_err(cannot_resize)?;
-        Ok(pixels)
+        Ok(&self.pixels)
     }
+}
+
+/// RGB pixels, row after row, as `[3, H, W]` in the buffer `planes`.
+fn apart(pixels: &[u8], mut planes: Vec<u8>) -> Vec<u8> {
+    planes.clear();
+    for channel in 0..3 {
+        planes.extend(pixels.iter().skip(channel).step_by(3));
+    }
+    planes
 }
 
 fn bilinear() -> ResizeOptions {
@@ -208,25 +212,22 @@ fn cannot_resize(error: impl std::fmt::Display) -> ImageError {
     ImageError::Resize(error.to_string())
 }
 
-/// Values of pixels that are turned to floats at a time: whole pixels, and whole registers of 8 floats.
-const BLOCK: usize = 48;
-
 /// An image ready to be written as floats: its bytes and what one pass is still to do to them. Kept as
 /// bytes because they take a quarter of the memory while a batch is waiting for its other images.
 #[derive(Debug, Clone)]
 pub struct Input {
     side: u32,
-    /// RGB, `[side, side, 3]`.
-    pixels: Vec<u8>,
+    /// RGB, `[3, side, side]`.
+    planes: Vec<u8>,
     flip: bool,
-    table: ByteTable,
+    blends: Vec<Blend>,
     light: [f32; 3],
 }
 
 impl Input {
-    /// `pixels`, RGB `[side, side, 3]`, that only remain to be normalized.
-    pub fn plain(side: u32, pixels: Vec<u8>) -> Self {
-        Self { side, pixels, flip: false, table: jitter::identity(), light: [0.0; 3] }
+    /// `pixels`, RGB `[side, side, 3]`, that only remain to be normalized. `planes` is a buffer to be used again.
+    pub fn plain(side: u32, pixels: &[u8], planes: Vec<u8>) -> Self {
+        Self { side, planes: apart(pixels, planes), flip: false, blends: Vec::new(), light: [0.0; 3] }
     }
 
     /// Floats that one input of side `side` takes.
@@ -243,45 +244,45 @@ impl Input {
         self.write_patch(0..side, 0..side, out);
     }
 
-    /// As [`Self::write`], but only the pixels of these rows and columns of the input: jitter table, flip by the order
-    /// of reading, to [0, 1], lighting, mean and deviation.
+    /// As [`Self::write`], but only the pixels of these rows and columns of the input: flip by the order of reading,
+    /// jitter, to [0, 1], lighting, mean and deviation.
     ///
     /// # Panics
     /// If `out` is not `floats(side)` long, or a row or column lies outside.
     pub fn write_patch(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
-        assert_eq!(out.len(), self.pixels.len());
-        // Red, green and blue again and again.
-        let scale: [f32; BLOCK] = std::array::from_fn(|value| 1.0 / STD[value % 3]);
-        let shift: [f32; BLOCK] = std::array::from_fn(|value| self.light[value % 3] - MEAN[value % 3]);
+        assert_eq!(out.len(), self.planes.len());
+        let scale = STD.map(|deviation| 1.0 / (255.0 * deviation));
+        let shift: [f32; 3] =
+            std::array::from_fn(|channel| (self.light[channel] - MEAN[channel]) / STD[channel]);
         let side = self.side as usize;
-        let read = if self.flip { side - columns.end..side - columns.start } else { columns.clone() };
-        let mut bytes = [0; BLOCK];
+        let channels = jitter::channels(&self.planes);
         for row in rows {
             let out = &mut out[(row * side + columns.start) * 3..(row * side + columns.end) * 3];
-            let pixels = &self.pixels[(row * side + read.start) * 3..(row * side + read.end) * 3];
-            for (number, out) in out.chunks_mut(BLOCK).enumerate() {
-                let first = number * BLOCK;
-                if self.flip {
-                    let block = &pixels[pixels.len() - first - out.len()..pixels.len() - first];
-                    for (bytes, pixel) in bytes.chunks_exact_mut(3).zip(block.chunks_exact(3).rev()) {
-                        bytes.copy_from_slice(pixel);
+            for (number, out) in out.chunks_mut(3 * LANES).enumerate() {
+                let (column, length) = (columns.start + number * LANES, out.len() / 3);
+                let first = row * side + if self.flip { side - column - length } else { column };
+                let blocks = channels.map(|channel| &channel[first..first + length]);
+                let mut colours = jitter::read(blocks, self.flip);
+                for blend in &self.blends {
+                    blend.apply(&mut colours);
+                }
+                let mut floats = [0.0; 3 * LANES];
+                for lane in 0..LANES {
+                    for channel in 0..3 {
+                        floats[lane * 3 + channel] = colours[channel][lane] * scale[channel] + shift[channel];
                     }
-                } else {
-                    bytes[..out.len()].copy_from_slice(&pixels[first..first + out.len()]);
                 }
-                let mut floats = [0.0; BLOCK];
-                for value in 0..BLOCK {
-                    let byte = self.table[usize::from(bytes[value])];
-                    floats[value] = (f32::from(byte) / 255.0 + shift[value]) * scale[value];
+                match <&mut [f32; 3 * LANES]>::try_from(&mut *out) {
+                    Ok(whole) => *whole = floats,
+                    Err(_) => out.copy_from_slice(&floats[..out.len()]),
                 }
-                out.copy_from_slice(&floats[..out.len()]);
             }
         }
     }
 
     /// The buffer that it was made in, to be used again.
-    pub fn into_pixels(self) -> Vec<u8> {
-        self.pixels
+    pub fn into_planes(self) -> Vec<u8> {
+        self.planes
     }
 }
 

@@ -1,8 +1,8 @@
 //! Brightness, contrast and saturation jitter with the values of torchvision's ColorJitter on Pillow
 //! images: 8 bits after each step, truncated, and a contrast around the rounded mean of the luma.
 //!
-//! Brightness and contrast change each byte by itself, so they are kept as a table of 256 bytes and
-//! applied by whatever reads the pixels next; only saturation has to write pixels.
+//! No step writes pixels: they are kept as blends for whatever reads the pixels next. Only a contrast looks at all of
+//! them before.
 
 use super::rng::KeyedRng;
 
@@ -12,14 +12,6 @@ pub(super) enum Step {
     Brightness(f32),
     Contrast(f32),
     Saturation(f32),
-}
-
-/// What is still to be done to every byte.
-pub(super) type ByteTable = [u8; 256];
-
-/// Leaves every byte as it is.
-pub(super) fn identity() -> ByteTable {
-    std::array::from_fn(|byte| byte as u8)
 }
 
 /// Draws the three steps in random order, each factor uniform in `[max(0, 1 - strength), 1 + strength]`.
@@ -32,100 +24,140 @@ pub(super) fn draw(strength: f64, rng: &mut KeyedRng) -> [Step; 3] {
     steps
 }
 
-/// Applies `steps` to `pixels`, RGB, except for what the table that is returned will do.
-pub(super) fn apply(steps: &[Step], pixels: &mut [u8]) -> ByteTable {
-    let mut table = identity();
+/// Pixels that are worked on at a time, for the instructions that work on many at once.
+pub(super) const LANES: usize = 32;
+
+/// Red, green and blue of [`LANES`] pixels: whole numbers from 0 to 255, which floats hold and multiply exactly.
+pub(super) type Colours = [[f32; LANES]; 3];
+
+/// A step as one image has it: Pillow's `Image.blend` of its pixels with another image.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Blend {
+    /// With one grey all over: black, or the mean.
+    Grey { grey: f32, factor: f32 },
+    /// With the image's own greyscale.
+    Luma { factor: f32 },
+}
+
+/// What `steps` are for the image of `planes`, `[3, H, W]`, at least one pixel.
+pub(super) fn blends(steps: &[Step], planes: &[u8]) -> Vec<Blend> {
+    let mut blends = Vec::with_capacity(steps.len());
     for step in steps {
-        match *step {
-            Step::Brightness(factor) => table = table.map(|byte| blend(0, byte, factor)),
-            Step::Contrast(factor) => {
-                let mean = mean_luma(pixels, &table);
-                table = table.map(|byte| blend(mean, byte, factor));
+        blends.push(match *step {
+            Step::Brightness(factor) => Blend::Grey { grey: 0.0, factor },
+            Step::Contrast(factor) => Blend::Grey { grey: mean_luma(planes, &blends), factor },
+            Step::Saturation(factor) => Blend::Luma { factor },
+        });
+    }
+    blends
+}
+
+impl Blend {
+    #[inline(always)]
+    pub(super) fn apply(self, colours: &mut Colours) {
+        match self {
+            Self::Grey { grey, factor } => {
+                for channel in colours {
+                    for value in channel {
+                        *value = blend(grey, *value, factor);
+                    }
+                }
             }
-            Step::Saturation(factor) => {
-                saturate(pixels, &table, factor);
-                table = identity();
+            Self::Luma { factor } => {
+                let luma = luma(colours);
+                for channel in colours {
+                    for lane in 0..LANES {
+                        channel[lane] = blend(luma[lane], channel[lane], factor);
+                    }
+                }
             }
         }
     }
-    table
 }
 
-/// Pillow's `Image.blend` of a byte `from` and a byte `to`: beyond both for factors over 1, clipped, truncated.
+/// Beyond both for factors over 1, clipped, truncated.
 #[inline(always)]
-fn blend(from: u8, to: u8, factor: f32) -> u8 {
-    let blended = f32::from(from) + factor * f32::from(i16::from(to) - i16::from(from));
-    // As a conversion to u8 at once, but in steps for which there are instructions.
-    blended.clamp(0.0, 255.0) as i32 as u8
+fn blend(from: f32, to: f32, factor: f32) -> f32 {
+    (from + factor * (to - from)).clamp(0.0, 255.0).trunc()
 }
 
-/// Pixels that are taken apart into their channels at a time, for the instructions that work on many at once.
-const LANES: usize = 64;
+/// Pillow's conversion to greyscale: ITU-R 601 weights in 16-bit fixed point, rounded. The sum stays below 2^24.
+#[inline(always)]
+fn luma([red, green, blue]: &Colours) -> [f32; LANES] {
+    std::array::from_fn(|lane| {
+        let sum = red[lane] * 19595.0 + green[lane] * 38470.0 + blue[lane] * 7471.0 + 32768.0;
+        (sum / 65536.0).trunc()
+    })
+}
 
-/// Red, green and blue of [`LANES`] pixels, after the table.
-struct Channels([[u8; LANES]; 3]);
-
-impl Channels {
-    /// Of one block, which may be shorter; what lies beyond stays as it was.
-    fn fill(&mut self, block: &[u8], table: &ByteTable) {
-        for (lane, pixel) in block.chunks_exact(3).take(LANES).enumerate() {
-            for (channel, &value) in self.0.iter_mut().zip(pixel) {
-                channel[lane] = table[usize::from(value)];
-            }
-        }
-    }
-
-    /// Pillow's conversion to greyscale: ITU-R 601 weights in 16-bit fixed point, rounded.
-    fn luma(&self) -> [u8; LANES] {
-        let [red, green, blue] = &self.0;
-        let mut luma = [0; LANES];
+/// Reads the pixels of a block, which may be shorter than [`LANES`]; what lies beyond is black.
+#[inline(always)]
+pub(super) fn read(blocks: [&[u8]; 3], mirrored: bool) -> Colours {
+    let mut colours = [[0.0; LANES]; 3];
+    for (channel, block) in colours.iter_mut().zip(blocks) {
+        let bytes = <[u8; LANES]>::try_from(block).unwrap_or_else(|_| padded(block, mirrored));
         for lane in 0..LANES {
-            let of = |channel: &[u8; LANES]| u32::from(channel[lane]);
-            luma[lane] = ((of(red) * 19595 + of(green) * 38470 + of(blue) * 7471 + 0x8000) >> 16) as u8;
+            channel[lane] = f32::from(bytes[if mirrored { LANES - 1 - lane } else { lane }]);
         }
-        luma
     }
+    colours
 }
 
-/// Mean of the luma of at least one pixel, rounded half up.
-fn mean_luma(pixels: &[u8], table: &ByteTable) -> u8 {
-    let mut channels = Channels([[0; LANES]; 3]);
+/// A block that is shorter, put where reading begins. Apart, so that copying a whole one is no call.
+#[cold]
+#[inline(never)]
+fn padded(block: &[u8], mirrored: bool) -> [u8; LANES] {
+    let mut bytes = [0; LANES];
+    let start = if mirrored { LANES - block.len() } else { 0 };
+    bytes[start..start + block.len()].copy_from_slice(block);
+    bytes
+}
+
+/// Red, green and blue of `[3, H, W]`.
+pub(super) fn channels(planes: &[u8]) -> [&[u8]; 3] {
+    let (red, others) = planes.split_at(planes.len() / 3);
+    let (green, blue) = others.split_at(red.len());
+    [red, green, blue]
+}
+
+/// Mean of the luma after `blends`, rounded half up.
+fn mean_luma(planes: &[u8], blends: &[Blend]) -> f32 {
+    let channels = channels(planes);
+    let area = channels[0].len();
     let mut sum = 0;
-    for block in pixels.chunks(3 * LANES) {
-        channels.fill(block, table);
-        let luma = channels.luma();
-        sum += luma[..block.len() / 3].iter().map(|&value| u32::from(value)).sum::<u32>() as u64;
-    }
-    (sum as f64 / (pixels.len() / 3) as f64 + 0.5) as u8
-}
-
-fn saturate(pixels: &mut [u8], table: &ByteTable, factor: f32) {
-    let mut channels = Channels([[0; LANES]; 3]);
-    for block in pixels.chunks_mut(3 * LANES) {
-        channels.fill(block, table);
-        let luma = channels.luma();
-        for channel in &mut channels.0 {
-            for lane in 0..LANES {
-                channel[lane] = blend(luma[lane], channel[lane], factor);
-            }
+    for start in (0..area).step_by(LANES) {
+        let block = start..area.min(start + LANES);
+        let mut colours = read(channels.map(|channel| &channel[block.clone()]), false);
+        for blend in blends {
+            blend.apply(&mut colours);
         }
-        for (lane, pixel) in block.chunks_exact_mut(3).enumerate() {
-            for (value, channel) in pixel.iter_mut().zip(&channels.0) {
-                *value = channel[lane];
-            }
-        }
+        let total: i32 = luma(&colours)[..block.len()].iter().map(|&value| value as i32).sum();
+        sum += i64::from(total);
     }
+    (sum as f64 / area as f64 + 0.5).floor() as f32
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn jittered(steps: &[Step]) -> Vec<u8> {
-        // 3 x 2 pixels, among them black, white and a saturated one.
-        let mut pixels = vec![0, 0, 0, 255, 255, 255, 250, 10, 30, 100, 120, 140, 77, 200, 5, 128, 127, 3];
-        let table = apply(steps, &mut pixels);
-        pixels.iter().map(|&byte| table[usize::from(byte)]).collect()
+    /// 3 x 2 pixels, among them black, white and a saturated one.
+    const PIXELS: [u8; 18] = [0, 0, 0, 255, 255, 255, 250, 10, 30, 100, 120, 140, 77, 200, 5, 128, 127, 3];
+
+    /// Of [`PIXELS`] one after the other `copies` times, which changes no mean.
+    fn jittered(steps: &[Step], copies: usize) -> Vec<u8> {
+        let pixels = PIXELS.repeat(copies);
+        let planes: Vec<u8> =
+            (0..3).flat_map(|channel| pixels.iter().skip(channel).step_by(3).copied()).collect();
+        let blends = blends(steps, &planes);
+        let mut jittered = Vec::new();
+        let [red, green, blue] = channels(&planes);
+        for ((red, green), blue) in red.chunks(LANES).zip(green.chunks(LANES)).zip(blue.chunks(LANES)) {
+            let mut colours = read([red, green, blue], false);
+            blends.iter().for_each(|blend| blend.apply(&mut colours));
+            jittered.extend((0..red.len()).flat_map(|lane| colours.map(|channel| channel[lane] as u8)));
+        }
+        jittered
     }
 
     use Step::{Brightness, Contrast, Saturation};
@@ -147,9 +179,11 @@ mod tests {
     #[test]
     fn each_step_equals_pillow() {
         for (steps, expected) in PILLOW {
-            assert_eq!(jittered(steps), expected, "{steps:?}");
+            assert_eq!(jittered(steps, 1), expected, "{steps:?}");
+            assert_eq!(jittered(steps, 2 * LANES + 1), expected.repeat(2 * LANES + 1), "{steps:?}");
         }
-        assert_eq!(jittered(&[]), jittered(&[Brightness(1.0), Contrast(1.0), Saturation(1.0)]));
+        assert_eq!(jittered(&[], 1), PIXELS);
+        assert_eq!(jittered(&[Brightness(1.0), Contrast(1.0), Saturation(1.0)], 1), PIXELS);
     }
 
     #[test]

@@ -183,7 +183,7 @@ impl Work for EvalWork {
         fit(&mut made.images, samples.len() * floats);
         for (input, place) in samples.into_iter().zip(made.images.chunks_exact_mut(floats)) {
             input.write(place);
-            self.buffers.put(input.into_pixels());
+            self.buffers.put(input.into_planes());
         }
         made
     }

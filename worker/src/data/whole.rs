@@ -115,7 +115,7 @@ impl Work for WholeWork {
         let (decoder, image) = scratch;
         let square = ImageSize { width: side, height: side };
         match decoder.decode_file(&location, image).and_then(|()| pillow::resize(image, square)) {
-            Ok(pixels) => Ok(Whole { id, loaded: Ok(Input::plain(side, pixels)) }),
+            Ok(pixels) => Ok(Whole { id, loaded: Ok(Input::plain(side, &pixels, Vec::new())) }),
             Err(source) => {
                 let skip = is_skippable(&source, &location);
                 let error = DataError::Image { image: location, source, advice: ADVICE };

@@ -246,7 +246,7 @@ impl Work for TrainWork {
             }
         }
         for (input, _) in samples.into_iter().filter_map(|sample| sample.loaded.ok()) {
-            self.buffers.put(input.into_pixels());
+            self.buffers.put(input.into_planes());
         }
         made
     }
