@@ -164,8 +164,8 @@ fn load_images(args: &Images) -> Result<(usize, f64)> {
 fn decode_crops(args: &Crops) -> Result<(usize, f64)> {
     let split = Split::open(&args.data, None)?;
     let samples = split.len() as u32;
-    let files: Vec<Vec<u8>> =
-        (0..samples).map(|id| std::fs::read(split.path(id))).collect::<Result<_, _>>()?;
+    let mut files = vec![Vec::new(); split.len()];
+    files.iter_mut().zip(0..).try_for_each(|(file, id)| split.location(id).read(file))?;
     let augment = Augment::from_config(&Data::default());
     let (mut decoder, mut image) = (Decoder::new(), RgbImage::empty());
     let mut decode = |number: u32| {
@@ -192,9 +192,9 @@ fn compare_crops(args: &Crops) -> Result<()> {
         let [fast, exact] = [Resize::Fast, Resize::Exact].map(|resize| -> Result<Vec<f32>> {
             let augment = Augment { color_jitter: 0.0, lighting: 0.0, resize, ..defaults.clone() };
             let mut rng = KeyedRng::of_sample(1, number / samples, number % samples);
-            let path = split.path(number % samples);
+            let location = split.location(number % samples);
             let cut =
-                decoder.decode_file_part(&path, |size| augment.draw_crop(size, &mut rng), &mut image)?;
+                decoder.decode_file_part(&location, |size| augment.draw_crop(size, &mut rng), &mut image)?;
             let mut pixels = vec![0.0; floats];
             augment.apply(&image, &cut, &mut rng, &mut scaler, Vec::new())?.write(&mut pixels);
             Ok(pixels)
