@@ -12,11 +12,11 @@ BENCH ?=
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint parity bench bench-quick gpu-check recovery fuzz watch-test slurm-test k8s-test \
+.PHONY: help setup build test lint parity bench bench-quick bench-growth gpu-check recovery fuzz watch-test slurm-test k8s-test \
 	image-test store-test man demo experiment clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Fetch libtorch and check the build tools
 	@deploy/local/setup.sh
@@ -40,6 +40,9 @@ bench: setup ## Time this project beside its peers, with their packages in .benc
 
 bench-quick: setup ## The same with fewer rows and turns, in under five minutes
 	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" tests/bench/run.sh --quick $(BENCH)
+
+bench-growth: setup ## Measure how its figures grow with threads, workers, images and label maps, in about ten minutes
+	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" tests/bench/run.sh --growth $(BENCH)
 
 gpu-check: setup ## Check what needs an NVIDIA GPU, and say what could not run; without Rust: tests/gpu/check.sh
 	$(CARGO) build --release --workspace --bins --example gpu_check $(CARGOFLAGS)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds what is timed, installs the peers into .bench/, once, and runs bench.py with the arguments given.
+# Builds what is timed, installs the peers into .bench/, once, and runs bench.py with the arguments given, or growth.py
+# where the first of them is --growth.
 # BENCH_PYTHON=/path/to/python takes another Python that has the packages.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -27,4 +28,7 @@ fi
 read -ra cargoflags <<<"${CARGOFLAGS:-}"
 "${CARGO:-cargo}" build --release --workspace --bins --example bench --example all_reduce \
     ${cargoflags[@]+"${cargoflags[@]}"}
+if [ "${1:-}" = --growth ]; then
+    exec "$BENCH_PYTHON" tests/bench/growth.py "${@:2}"
+fi
 exec "$BENCH_PYTHON" tests/bench/bench.py "$@"

@@ -32,6 +32,8 @@ enum Command {
     Difference(Crops),
     /// Label maps to the targets of random crops, one after the other
     Labels(Labels),
+    /// The names of a data set to its index, in all the time that takes
+    Index(Index),
     /// Training steps of one rank on images that lie in memory
     Steps(Steps),
 }
@@ -81,6 +83,16 @@ struct Labels {
 }
 
 #[derive(Debug, Args)]
+struct Index {
+    /// A folder of `<class>/<image>`.
+    #[arg(long)]
+    data: PathBuf,
+    /// Where indices are kept, to be used again.
+    #[arg(long)]
+    cache: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 struct Steps {
     #[arg(long)]
     arch: String,
@@ -111,6 +123,11 @@ fn main() -> Result<()> {
         Command::Crops(args) => decode_crops(&args)?,
         Command::Difference(args) => return compare_crops(&args),
         Command::Labels(args) => pool_labels(&args)?,
+        Command::Index(args) => {
+            let began = Instant::now();
+            let split = Split::open(&args.data, args.cache.as_deref())?;
+            (split.len(), began.elapsed().as_secs_f64())
+        }
         Command::Steps(args) => step(&args)?,
     };
     println!("{{\"images\": {images}, \"seconds\": {seconds}}}");
