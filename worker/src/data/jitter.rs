@@ -187,6 +187,12 @@ mod tests {
     }
 
     #[test]
+    fn the_mean_is_rounded_half_up() {
+        assert_eq!(mean_luma(&[10, 11].repeat(3), &[]), 11.0);
+        assert_eq!(mean_luma(&[10, 10, 11].repeat(3), &[]), 10.0);
+    }
+
+    #[test]
     fn orders_and_factors_are_drawn_evenly() {
         let draws: Vec<[Step; 3]> =
             (0..6000).map(|id| draw(0.4, &mut KeyedRng::of_sample(3, 0, id))).collect();
