@@ -7,10 +7,11 @@ import argparse
 import json
 import os
 import pathlib
-import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
+import time
 
 import ours
 import pictures
@@ -67,15 +68,18 @@ def index(out, scratch):
     for images in (10**3, 10**4, 10**5, 10**6, 10**7):
         data, cache = scratch / "names", scratch / "cache"
         make_names(data, images)
+        # Folders that have just been changed are not kept in the cache.
+        time.sleep(4)
         # Twice: what is measured is not the disk.
         (listed, _), (listed, memory) = (bench("index", "--data", data) for _ in range(2))
         bench("index", "--data", data, "--cache", cache)
         cached, _ = bench("index", "--data", data, "--cache", cache)
         if listed["images"] != images or cached["images"] != images:
             raise RuntimeError(f"{listed['images']} of {images} names were found")
+        print(f"growth: {images:,} names are indexed", file=sys.stderr, flush=True)
         found.append({"images": images, "listed s": listed["seconds"], "cached s": cached["seconds"], "MB": memory})
-        shutil.rmtree(data)
-        shutil.rmtree(cache)
+        # Many times faster than Python's own.
+        subprocess.run(["rm", "-r", data, cache], check=True)
     return found
 
 
