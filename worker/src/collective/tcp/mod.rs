@@ -153,6 +153,12 @@ impl Ring {
             true => near::try_out(&prev, &next, timeouts.form, &wake, &abort)?,
             false => Near { prev: None, next: false },
         };
+        for (link, is_near) in [(&prev, near.prev.is_some()), (&next, near.next)] {
+            if is_near {
+                form::tune_near(&link.stream, timeouts.peer)
+                    .map_err(local("set the options of a ring socket"))?;
+            }
+        }
         let scratch = vec![0.0; transfer::CHUNK_BYTES / size_of::<f32>()];
         let silence = timeouts.silence;
         let rounded = Vec::new();
