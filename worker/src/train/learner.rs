@@ -212,7 +212,9 @@ impl Learner {
 
     fn wait_for_copy(&mut self) {
         if let Some(copying) = self.copying.take() {
-            tracing::debug!("waited {:.2?} for the copy of the state", copying.wait());
+            // Not within the macro, which looks at its arguments only where somebody reads them.
+            let waited = copying.wait();
+            tracing::debug!("waited {waited:.2?} for the copy of the state");
         }
     }
 
