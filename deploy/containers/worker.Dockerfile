@@ -27,19 +27,17 @@ COPY target/image/worker /out
 
 FROM ${IMAGE_BUILD} AS build
 
-FROM ${DEBIAN} AS cpu
+FROM ${DEBIAN} AS program
 LABEL org.opencontainers.image.title="relabel-worker" \
       org.opencontainers.image.description="One rank of a training run with ReLabel targets" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates libstdc++6 libgomp1 \
     && rm -rf /var/lib/apt/lists/*
-# The worker looks for libtorch in ../lib, and libtorch for CUDA's libraries beside itself.
-COPY --from=build /out/torch /opt/relabel/torch
-COPY --from=build /out/nvidia /opt/relabel/nvidia
 COPY --from=build /out/worker /opt/relabel/bin/worker
 COPY --from=build /out/worker.cdx.json /usr/share/sbom/worker.cdx.json
 COPY LICENSE /usr/share/doc/relabel/LICENSE
+# The worker looks for libtorch in ../lib, and libtorch for CUDA's libraries beside itself.
 RUN ln -s torch/lib /opt/relabel/lib \
     && ln -s /opt/relabel/bin/worker /usr/local/bin/worker \
     && install --directory --owner=10001 --group=10001 /runs
@@ -51,14 +49,18 @@ STOPSIGNAL SIGTERM
 ENTRYPOINT ["worker"]
 CMD ["--help"]
 
-# The whole of PyTorch's CUDA libraries beside it, 3 GB, which are loaded when --gpu asks for them. The driver comes from
-# the host.
-FROM inside AS cuda-libraries
-RUN python3 -m pip install --no-compile --target /cuda --python-version 3.12 --only-binary=:all: torch==2.11.0
+FROM program AS cpu
+COPY --from=build /out/torch /opt/relabel/torch
+COPY --from=build /out/nvidia /opt/relabel/nvidia
 
-FROM cpu AS cuda
-USER root
-COPY --from=cuda-libraries /cuda/nvidia /opt/relabel/nvidia
+# The whole of PyTorch's CUDA libraries, which are loaded when --gpu asks for them. The driver comes from the host.
+FROM ${DEBIAN} AS cuda-libraries
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates python3-pip \
+    && rm -rf /var/lib/apt/lists/*
+RUN python3 -m pip install --no-cache-dir --no-compile --target /cuda --python-version 3.12 --only-binary=:all: torch==2.11.0
+
+FROM program AS cuda
 COPY --from=cuda-libraries /cuda/torch/lib /opt/relabel/torch/lib
-USER 10001:10001
+COPY --from=cuda-libraries /cuda/nvidia /opt/relabel/nvidia
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -186,11 +186,11 @@ def training(arch, size, batch, workers, goal):
 
 
 def one_worker(title, unit, part, goal, arch="resnet50", size=224, batch=8, checkpoint=None):
-    """What a run of one worker shows beside its speed, less of which is better."""
+    """What a run of one worker shows beside its speed, less of which is better. Both read JPEGs and label maps."""
 
     def row(root, pictures, scratch, quick):
         shape = {"arch": arch, "size": size, "batch": batch, "threads": 2}
-        peer = [sys.executable, root / PEERS / "train.py", "--steps", 3, *options_of(shape)]
+        peer = [sys.executable, root / PEERS / "train.py", "--steps", 3, "--files", pictures, *options_of(shape)]
         return Row(
             f"{title} ({arch}, {size} px, batch {batch})",
             unit,

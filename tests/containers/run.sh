@@ -5,6 +5,7 @@
 #   IMAGE_BUILD=outside  (the default) takes the programs from target/release, onto a base image made by mmdebstrap: no
 #                        image registry is needed
 #   IMAGE_BUILD=inside   has the recipes build them, on base images from a registry (DEBIAN=, RUST= name others)
+#   IMAGE_CUDA=1         builds the worker's image for GPUs as well: 3 GB to fetch, 12 GB of disk
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -55,7 +56,7 @@ if [ "$how" = outside ]; then
     DEBIAN=localhost/relabel-debian:bookworm
     if [ ! -f .image/base.tar ]; then
         say "making a small Debian"
-        mmdebstrap --quiet --variant=minbase bookworm .image/base.tar.part
+        mmdebstrap --quiet --format=tar --variant=minbase bookworm .image/base.tar.part
         mv .image/base.tar.part .image/base.tar
     fi
     podman image exists "$DEBIAN" || podman import --quiet .image/base.tar "$DEBIAN" >/dev/null
@@ -87,6 +88,7 @@ pull=()
 [ "$how" = inside ] || pull=(--pull-never)
 build localhost/relabel-coordinator:test coordinator
 build localhost/relabel-worker:test worker --target cpu
+[ "${IMAGE_CUDA:-0}" = 0 ] || build localhost/relabel-worker-cuda:test worker --target cuda
 
 ip netns add "$network"
 ip -n "$network" link set lo up

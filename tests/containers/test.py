@@ -1,10 +1,12 @@
 """Trains in containers of the images localhost/relabel-coordinator:test and localhost/relabel-worker:test, which run as
 Kubernetes would run them: not as root, on a read-only root file system, without capabilities. Ends with a line a test.
+With IMAGE_CUDA set, localhost/relabel-worker-cuda:test is looked into as well.
 
     test.py NETWORK SCRATCH      NETWORK is a network namespace with a loopback interface, SCRATCH an empty folder
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -182,6 +184,23 @@ def is_what_it_says():
     return ", ".join(f"{image} {size(image):.0f} MB" for image in IMAGES)
 
 
+def has_what_a_gpu_wants():
+    image = "localhost/relabel-worker-cuda:test"
+    hard = ["--rm", "--network=none", "--read-only", "--cap-drop=all"]
+    found = json.loads(podman("run", *hard, image, "doctor", "--json").stdout)["machine"]
+    told = []
+    for part in ["cuda_runtime", "cudnn", "nccl"]:
+        assert "found" in found[part], f"{part}: {found[part]}"
+        assert found[part]["found"]["path"].startswith("/opt/relabel/"), found[part]
+        told.append(f"{part} {found[part]['found']['version']}")
+    # This is what is loaded when a GPU is asked for; only the driver may lack, which it loads later.
+    wants = podman("run", *hard, "--entrypoint=ldd", image, "/opt/relabel/torch/lib/libtorch_cuda.so").stdout
+    lacks = [line.strip() for line in wants.splitlines() if "not found" in line]
+    assert not lacks and "libcudnn" in wants, f"{lacks}\n{wants}"
+    size = json.loads(podman("image", "inspect", image).stdout)[0]["Size"] / 1e6
+    return f"{', '.join(told)}, {size:.0f} MB"
+
+
 TESTS = {
     "images run as a user, without what only builds them": is_what_it_says,
     "the coordinator's bill of materials": lambda: bill_is_complete("coordinator", "coordinator", "coordinator"),
@@ -191,6 +210,8 @@ TESTS = {
     "the health check fails where nothing listens": is_unhealthy_where_nothing_listens,
     "a stopped container saves, and another goes on": saves_when_it_is_stopped_and_goes_on,
 }
+if os.environ.get("IMAGE_CUDA", "0") != "0":
+    TESTS["the image for GPUs has what they want"] = has_what_a_gpu_wants
 
 
 def main():
