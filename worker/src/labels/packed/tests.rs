@@ -87,6 +87,45 @@ fn any_damage_is_noticed() {
     assert!(matches!(Packed::open(&other), Err(PackedError::TooLong { extra: 1 })));
 }
 
+/// The bytes of a store with all of its sums made anew.
+fn summed(mut bytes: Vec<u8>) -> Vec<u8> {
+    let maps = KEYS.len();
+    let record = Layout { precision: Precision::Half, k: 3, height: 4, width: 5 }.record();
+    let index = HEAD + maps * record;
+    for map in 0..maps {
+        let start = HEAD + map * record;
+        let sum = sum(&bytes[start..start + record]);
+        bytes[index + map * 8..][..8].copy_from_slice(&sum.to_le_bytes());
+    }
+    let digest = digest(&bytes[..DIGEST.start], &bytes[index..]);
+    bytes[DIGEST].copy_from_slice(digest.as_bytes());
+    bytes
+}
+
+#[test]
+fn a_map_that_cannot_be_is_refused_whatever_its_sum() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    pack(&path, Precision::Half);
+    let bytes = std::fs::read(&path).unwrap();
+    assert_eq!(summed(bytes.clone()), bytes);
+    // In the first map: its first and last logit, and its first and last class.
+    let values = 3 * 4 * 5;
+    for (at, value) in [
+        (0, f16::NAN.to_bits()),
+        (values - 1, f16::NEG_INFINITY.to_bits()),
+        (values, u16::MAX),
+        (2 * values - 1, u16::MAX),
+    ] {
+        let mut wrong = bytes.clone();
+        wrong[HEAD + at * 2..][..2].copy_from_slice(&value.to_le_bytes());
+        std::fs::write(&path, summed(wrong)).unwrap();
+        let packed = Packed::open(&path).unwrap();
+        assert!(matches!(packed.get(KEYS[0]), Err(PackedError::Record { .. })), "value {at}");
+        assert!(packed.get(KEYS[1]).is_ok());
+    }
+}
+
 #[test]
 fn every_refusal_says_what_is_wrong_on_one_line() {
     let folder = tempfile::tempdir().unwrap();
