@@ -79,7 +79,7 @@ build() { # image, recipe, arguments...
     local image=$1 recipe=$2 started=$SECONDS
     shift 2
     # Health checks are Docker's: the other format has none.
-    buildah bud --quiet --format docker --isolation chroot ${pull[@]+"${pull[@]}"} \
+    buildah bud --quiet --layers --format docker --isolation chroot ${pull[@]+"${pull[@]}"} \
         --build-arg "IMAGE_BUILD=$how" ${DEBIAN:+--build-arg "DEBIAN=$DEBIAN"} ${RUST:+--build-arg "RUST=$RUST"} \
         --file "deploy/containers/$recipe.Dockerfile" --tag "$image" "$@" . >/dev/null
     say "built $image in $((SECONDS - started)) s"
