@@ -35,7 +35,7 @@ lint: setup ## Check formatting, clippy and the documentation
 parity: setup ## Compare with PyTorch, torchvision, timm and adamp, installed into .parity/ (or PARITY_PYTHON=...)
 	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" PARITY_QUICK="$(PARITY_QUICK)" tests/parity/run.sh
 
-bench: setup ## Time this project beside its peers, with their packages in .bench/, in about an hour; BENCH="--only labels" less
+bench: setup ## Time this project beside its peers, with their packages in .bench/, in about 40 minutes; BENCH="--only labels" less
 	CARGO="$(CARGO)" CARGOFLAGS="$(CARGOFLAGS)" tests/bench/run.sh $(BENCH)
 
 bench-quick: setup ## The same with fewer rows and turns, in under five minutes

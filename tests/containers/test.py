@@ -22,7 +22,7 @@ IMAGES = {name: f"localhost/relabel-{name}:test" for name in ["coordinator", "wo
 USER = 10001
 PATIENCE = 120
 OPTIONS = ["--data.data_path=/data", "--data.relabel.use=true", "--data.relabel.path=/data/labels", "--data.image_size=32",
-           "--model.arch=resnet18", "--optim.batch_size=16", "--optim.epochs=2", "--compute.num_workers=1",
+           "--model.arch=resnet18", "--optim.batch_size=16", "--optim.epochs=2", "--optim.lr.init=0.01", "--compute.num_workers=1",
            "--compute.seed=5", "--util.print_freq=1"]
 
 
