@@ -55,7 +55,7 @@ fn a_wrong_field_is_seen() {
 #[test]
 #[ignore = "wants root and a network namespace: make k8s-test"]
 fn pods_train_through_evictions_and_the_loss_of_the_coordinator() {
-    let scratch = Scratch::with_data(80, 8);
+    let scratch = Scratch::with_data(240, 8);
     let mut undisturbed = scratch.local("undisturbed", 2);
     undisturbed.args(["--optim.bn.frozen=true", "--optim.lr.init=0.0005"]);
     let ended = run(undisturbed);
