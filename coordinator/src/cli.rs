@@ -93,6 +93,10 @@ pub struct RunArgs {
     /// Address to listen on [default: 0.0.0.0:4747; with --local a free port of 127.0.0.1]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
+    /// On SIGTERM leave the run, after a checkpoint, to the coordinator that is started next in this one's place: the
+    /// workers train on. Exits 75 then. Without it, SIGTERM ends the run
+    #[arg(long, conflicts_with = "local")]
+    pub hand_over: bool,
     #[command(flatten)]
     pub security: SecurityArgs,
     /// Address of the dashboard and of /metrics, for whoever reaches it, or none [default: 127.0.0.1:4748, or a free

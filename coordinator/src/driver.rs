@@ -97,6 +97,13 @@ pub struct Terms {
     pub config: String,
 }
 
+/// Why there is nothing left to drive.
+pub enum Ended {
+    Run(Outcome),
+    /// The run goes on, under another coordinator.
+    HandedOver,
+}
+
 /// Owns the core and all that its commands act on.
 pub struct Driver {
     run: Run,
@@ -136,8 +143,8 @@ impl Driver {
         Self { news, ..self }
     }
 
-    /// Runs until the core ends the run. The workers' streams end when the driver is dropped.
-    pub async fn drive(mut self) -> Outcome {
+    /// Runs until the core ends the run or hands it over. The workers' streams end when the driver is dropped.
+    pub async fn drive(mut self) -> Ended {
         loop {
             let event = match self.inbox.next().await {
                 Next::Tick => Event::Tick,
@@ -152,22 +159,26 @@ impl Driver {
                     continue;
                 }
                 Next::Input(None) => {
-                    return Outcome::Failed { reason: "nothing is left that could send events".into() };
+                    let reason = "nothing is left that could send events".into();
+                    return Ended::Run(Outcome::Failed { reason });
                 }
             };
             if let Event::Left { worker, .. } = &event {
                 self.workers.remove(worker);
             }
-            if let Some(outcome) = self.carry_out(event) {
-                self.report.end(&outcome);
-                return outcome;
+            if let Some(ended) = self.carry_out(event) {
+                match &ended {
+                    Ended::Run(outcome) => self.report.end(outcome),
+                    Ended::HandedOver => self.report.hand_over(),
+                }
+                return ended;
             }
         }
     }
 
     /// Hands one event to the core and does what it says. An event that this gives rise to (a worker
     /// that cannot be reached, a journal that cannot be written) is handled right after.
-    fn carry_out(&mut self, event: Event) -> Option<Outcome> {
+    fn carry_out(&mut self, event: Event) -> Option<Ended> {
         let mut pending = vec![event];
         let mut ended = None;
         while let Some(event) = pending.pop() {
@@ -201,7 +212,8 @@ impl Driver {
                         }
                     }
                     Command::Observe(observation) => self.report.observe(&observation),
-                    Command::End(outcome) => ended = Some(outcome),
+                    Command::End(outcome) => ended = Some(Ended::Run(outcome)),
+                    Command::HandOver => ended = Some(Ended::HandedOver),
                 }
             }
         }

@@ -207,4 +207,11 @@ impl Report {
         }
         self.board.end(outcome);
     }
+
+    /// This coordinator ends, and the run does not.
+    pub fn hand_over(&mut self) {
+        self.progress.finish();
+        let run_dir = self.run_dir.display();
+        self.screen.line(&format!("made way for the coordinator that is started next in {run_dir}"));
+    }
 }

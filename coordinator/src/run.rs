@@ -13,7 +13,7 @@ use tonic::service::Routes;
 
 use crate::cli::RunArgs;
 use crate::config::Resolved;
-use crate::driver::{Driver, Input, Queue, Terms};
+use crate::driver::{Driver, Ended, Input, Queue, Terms};
 use crate::launch::{self, Local, Task};
 use crate::mirror::{self, Mirror};
 use crate::progress::Screen;
@@ -26,6 +26,9 @@ use crate::{config, dry_run, http};
 
 /// How long workers may take to leave after the run is over.
 const FAREWELL: Duration = Duration::from_secs(10);
+
+/// The exit code of a coordinator that has made way for another: EX_TEMPFAIL of sysexits.h, start it again.
+const HANDED_OVER: u8 = 75;
 
 /// Runs until the run is over. What can be wrong with a command line is found before anything is written.
 pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) -> Result<ExitCode> {
@@ -133,7 +136,7 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
             None
         }
     };
-    let (outcome, signal) = drive(driver, &queue, local.as_mut(), mirror.as_mut()).await?;
+    let (ended, signal) = drive(driver, &queue, args.hand_over, local.as_mut(), mirror.as_mut()).await?;
     if let Some(http) = http {
         http.stop().await;
     }
@@ -152,11 +155,12 @@ pub async fn run(args: RunArgs, overrides: &[(String, String)], screen: Screen) 
     if tokio::time::timeout(FAREWELL, server).await.is_err() {
         tracing::warn!("some workers have not left; they will find that the run is over");
     }
-    Ok(match outcome {
-        Outcome::Done => ExitCode::SUCCESS,
+    Ok(match ended {
+        Ended::Run(Outcome::Done) => ExitCode::SUCCESS,
         // As a shell has it: 128 and the signal's number; SIGTERM for those who asked by `coordinator stop`.
-        Outcome::Interrupted { .. } => ExitCode::from(128 + signal.unwrap_or(15)),
-        Outcome::Failed { .. } => ExitCode::FAILURE,
+        Ended::Run(Outcome::Interrupted { .. }) => ExitCode::from(128 + signal.unwrap_or(15)),
+        Ended::Run(Outcome::Failed { .. }) => ExitCode::FAILURE,
+        Ended::HandedOver => ExitCode::from(HANDED_OVER),
     })
 }
 
@@ -190,9 +194,10 @@ fn store(upload: &str) -> Result<Option<Store>, StoreError> {
 async fn drive(
     driver: Driver,
     queue: &Queue,
+    hand_over: bool,
     mut local: Option<&mut Local>,
     mut mirror: Option<&mut Mirror>,
-) -> Result<(Outcome, Option<u8>)> {
+) -> Result<(Ended, Option<u8>)> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut save = signal(SignalKind::user_defined1()).context("cannot listen for SIGUSR1")?;
@@ -201,7 +206,7 @@ async fn drive(
     tokio::pin!(driving);
     loop {
         let event = tokio::select! {
-            outcome = &mut driving => return Ok((outcome, signalled)),
+            ended = &mut driving => return Ok((ended, signalled)),
             _ = interrupt.recv() => {
                 signalled = Some(2);
                 tracing::info!("interrupted: saving a checkpoint first; once more ends the run without waiting");
@@ -210,7 +215,8 @@ async fn drive(
             // A batch system may send it to the process and to its group: once is meant.
             _ = terminate.recv(), if signalled.is_none() => {
                 signalled = Some(15);
-                Event::Stop { reason: "SIGTERM".into() }
+                let reason = "SIGTERM".into();
+                if hand_over { Event::HandOver { reason } } else { Event::Stop { reason } }
             }
             _ = save.recv() => Event::Save { reason: "SIGUSR1".into() },
             reason = watch(local.as_deref_mut()) => {

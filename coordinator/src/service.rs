@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use relabel_core::{Event, Rank, Rejection, WorkerId};
+use relabel_core::{Event, Outcome, Rank, Rejection, WorkerId};
 use relabel_proto::v1::admin_server::{Admin, AdminServer};
 use relabel_proto::v1::session_server::{Session, SessionServer};
 use relabel_proto::{MAX_MESSAGE, MOST_WORKERS, VERSION, v1};
@@ -73,8 +73,11 @@ impl Session for SessionService {
         let worker = WorkerId(self.next_worker.fetch_add(1, Ordering::Relaxed));
         let (outbox, orders) = mpsc::channel(OUTBOX);
         let (seated, seat) = oneshot::channel();
-        self.queue.put(Input::Join { worker, hello, outbox, seated }).await.map_err(|_| over())?;
-        seat.await.map_err(|_| over())?.map_err(refused)?;
+        self.queue
+            .put(Input::Join { worker, hello, outbox, seated })
+            .await
+            .map_err(|_| ended(&self.queue))?;
+        seat.await.map_err(|_| ended(&self.queue))?.map_err(refused)?;
         tokio::spawn(listen(worker, inbound, self.queue.clone()));
         Ok(Response::new(ReceiverStream::new(orders).boxed()))
     }
@@ -106,7 +109,7 @@ impl Admin for AdminService {
     async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
         let v1::StatusRequest { first, most } = request.into_inner();
         let most = most.unwrap_or(MOST_WORKERS).min(MOST_WORKERS) as usize;
-        let status = self.queue.status(Rank(first), most).await.map_err(|_| over())?;
+        let status = self.queue.status(Rank(first), most).await.map_err(|_| ended(&self.queue))?;
         let mut view = (first == 0).then(|| self.queue.board().view(&status));
         let mut reply = relabel_proto::status(status, self.run_id.clone(), self.run_dir.clone());
         if let Some(view) = &mut view {
@@ -119,13 +122,13 @@ impl Admin for AdminService {
 
     async fn stop(&self, request: Request<v1::StopRequest>) -> Result<Response<v1::StopReply>, Status> {
         let reason = reason(request.into_inner().reason);
-        self.queue.put(Input::Event(Event::Stop { reason })).await.map_err(|_| over())?;
+        self.queue.put(Input::Event(Event::Stop { reason })).await.map_err(|_| ended(&self.queue))?;
         Ok(Response::new(v1::StopReply {}))
     }
 
     async fn save(&self, request: Request<v1::SaveRequest>) -> Result<Response<v1::SaveReply>, Status> {
         let reason = reason(request.into_inner().reason);
-        self.queue.put(Input::Event(Event::Save { reason })).await.map_err(|_| over())?;
+        self.queue.put(Input::Event(Event::Save { reason })).await.map_err(|_| ended(&self.queue))?;
         Ok(Response::new(v1::SaveReply {}))
     }
 }
@@ -139,8 +142,15 @@ fn invalid(error: relabel_proto::Invalid) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
-fn over() -> Status {
-    refused(Rejection::Over)
+/// What is to be said of the run once its driver has ended.
+fn ended(queue: &Queue) -> Status {
+    match queue.board().outcome() {
+        Some(Outcome::Failed { reason }) => {
+            Status::failed_precondition(format!("the run has failed: {reason}"))
+        }
+        Some(Outcome::Done | Outcome::Interrupted { .. }) => refused(Rejection::Over),
+        None => Status::unavailable("this coordinator has made way for the one that is started next"),
+    }
 }
 
 fn refused(rejection: Rejection) -> Status {
@@ -149,6 +159,7 @@ fn refused(rejection: Rejection) -> Status {
         Rejection::RankOutside { .. } => Status::out_of_range(words),
         Rejection::RankTaken { .. } => Status::already_exists(words),
         Rejection::Full { .. } => Status::resource_exhausted(words),
-        Rejection::OtherRun { .. } | Rejection::Over => Status::failed_precondition(words),
+        Rejection::OtherRun { .. } => Status::failed_precondition(words),
+        Rejection::Over => Status::not_found(words),
     }
 }

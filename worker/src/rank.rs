@@ -11,7 +11,7 @@ use relabel_core::{FromWorker, Hello, Outcome, Rank, ToWorker};
 use relabel_proto::security::Access;
 use tch::Device;
 use worker::collective::nccl;
-use worker::session::{self, Session};
+use worker::session::{self, Session, SessionError};
 use worker::torch;
 use worker::train::trainer::{Ended, Setup, TrainError, Trainer};
 
@@ -58,7 +58,11 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         standing: None,
     };
     let patience = Duration::from_secs(args.connect_timeout);
-    let (session, welcome) = Session::open(&access, hello, patience)?;
+    let (session, welcome) = match Session::open(&access, hello, patience) {
+        Ok(opened) => opened,
+        Err(SessionError::Over) => return Ok(late()),
+        Err(error) => return Err(error.into()),
+    };
     let config: Config =
         serde_json::from_str(&welcome.config).context("the coordinator's configuration cannot be read")?;
     let span = tracing::info_span!("worker", run_id = %welcome.run_id, rank = welcome.rank.0);
@@ -97,8 +101,15 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
             let signal = session.shared().leaving().unwrap_or(SIGTERM);
             Ok(ExitCode::from(128 + signal))
         }
+        Err(TrainError::Session(SessionError::Over)) => Ok(late()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// A worker that comes, or comes back, once all is done is no failure: whoever started it need not do so again.
+fn late() -> ExitCode {
+    tracing::info!("the run is over: there is nothing left to do");
+    ExitCode::SUCCESS
 }
 
 /// Tells the coordinator why this worker cannot go on, and waits until it has taken note.

@@ -47,6 +47,9 @@ pub enum SessionError {
     Unreachable { url: String, waited: Duration, reason: String },
     #[error("the coordinator refused this worker: {0}")]
     Refused(String),
+    /// The worker has come, or come back, when nothing was left to do. No fault of anybody's.
+    #[error("the run is over")]
+    Over,
     #[error("{0}")]
     Mistrust(String),
     #[error("the coordinator sent a message that makes no sense: {0}")]
@@ -275,6 +278,7 @@ pub(crate) fn refusal(access: &Access, status: Status) -> SessionError {
              label`, and `worker eval` evaluates with `coordinator eval`"
                 .into(),
         ),
+        Code::NotFound => SessionError::Over,
         Code::Unavailable | Code::Unknown | Code::Cancelled => {
             SessionError::Lost(sentence(status.message()))
         }

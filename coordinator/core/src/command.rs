@@ -23,6 +23,8 @@ pub enum Command {
     Observe(Observation),
     /// The run is over.
     End(Outcome),
+    /// Exit without ending the run: its workers train on and look for the coordinator that is started next.
+    HandOver,
 }
 
 /// What a worker is told.

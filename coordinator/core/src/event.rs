@@ -17,6 +17,8 @@ pub enum Event {
     Stop { reason: String },
     /// Somebody asked for a checkpoint; training goes on.
     Save { reason: String },
+    /// This coordinator has to go and the run need not: another is started in its place.
+    HandOver { reason: String },
     /// Something outside the core went wrong for good, such as a journal that cannot be written.
     Broken { reason: String },
     /// Time has passed.

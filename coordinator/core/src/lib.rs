@@ -5,7 +5,8 @@
 //!   lost sockets ─┤                        ├─ Expel     close a worker's stream, with the reason
 //!   signals, CLI ─┼─ Event ─▶ Run ─▶ Command ┼─ Persist   a fact into the journal, synced before what follows
 //!   a timer ──────┘   handle(now, event)   ├─ Observe   what people and metrics see
-//!                                          └─ End       the run is over, and how
+//!                                          ├─ End       the run is over, and how
+//!                                          └─ HandOver  the run goes on under the coordinator that is started next
 //! ```
 //!
 //! [`Run::handle`] is all there is: the driver around it (`coordinator/src/driver.rs`) queues events,
@@ -42,7 +43,8 @@
 //! ```
 //!
 //! A stop while training dissolves the generation, a fault does by itself; what is held is saved, and the run
-//! ends as soon as that is committed.
+//! ends as soon as that is committed. A coordinator that has to go where the run need not has a checkpoint written, and
+//! makes way for another.
 //!
 //! # What is done when something goes wrong, cheapest first
 //!

@@ -67,6 +67,8 @@ pub struct Run {
     epoch_skipped: u64,
     epoch_began: Duration,
     stopping: Option<Stopping>,
+    /// This coordinator is to make way for another.
+    handing_over: Option<HandingOver>,
     /// When time was last seen to pass.
     ticked: Duration,
     /// The time of the event being handled, and the commands that it has led to.
@@ -128,6 +130,13 @@ struct Stopping {
     since: Duration,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct HandingOver {
+    /// The checkpoint that it waits for.
+    duty: Option<DutyId>,
+    since: Duration,
+}
+
 impl Run {
     /// A run that goes on from what `history` says, an empty one from the beginning.
     pub fn new(settings: Settings, history: History) -> Self {
@@ -159,6 +168,7 @@ impl Run {
             epoch_skipped: 0,
             epoch_began: Duration::ZERO,
             stopping: None,
+            handing_over: None,
             ticked: Duration::ZERO,
             now: Duration::ZERO,
             commands: Vec::new(),
@@ -178,8 +188,10 @@ impl Run {
             Event::Left { worker, reason } => self.lost(worker, &reason),
             Event::Stop { reason } => self.stop(reason),
             Event::Save { reason } => self.save(&reason),
+            Event::HandOver { reason } => self.hand_over(&reason),
             Event::Tick => self.tick(),
         }
+        self.hand_over_if_saved();
         std::mem::take(&mut self.commands)
     }
 

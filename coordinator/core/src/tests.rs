@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod ending;
+mod handing_over;
 mod many;
 mod properties;
 mod returning;

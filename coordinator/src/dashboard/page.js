@@ -229,8 +229,8 @@ follow({
   over(words) {
     $("phase").textContent = "over";
     $("phase").className = "badge";
-    $("reason").textContent = words ?? "the coordinator has ended";
-    speak(`the run is over: ${words ?? ""}`, true);
+    $("reason").textContent = words;
+    speak(`the run is over: ${words}`, true);
   },
 });
 

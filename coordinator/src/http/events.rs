@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::App;
 use super::api::Refusal;
 use crate::progress::Line;
-use crate::view::{DecisionView, Histogram, News, View, standing_out};
+use crate::view::{self, Board, DecisionView, Histogram, News, View, standing_out};
 
 /// Events that may wait for a reader.
 const WAITING: usize = 256;
@@ -71,7 +71,7 @@ async fn tell_all(app: &App, reader: &Reader) -> Result<(), Gone> {
     loop {
         // Now, and then again after a while.
         let Ok(view) = app.queue.view().await else {
-            return reader.send("over", &board.outcome()).await;
+            return over(board, reader).await;
         };
         let pause = Duration::from_secs(1 + u64::from(view.seated) / WORKERS_A_SECOND).min(RARELY);
         told.view(reader, view).await?;
@@ -88,13 +88,13 @@ async fn tell_all(app: &App, reader: &Reader) -> Result<(), Gone> {
                         let due = pause.deadline().min(soon);
                         pause.as_mut().reset(due);
                     }
-                    Ok(News::Ended(words)) => return reader.send("over", &Some(words)).await,
+                    Ok(News::Ended(words)) => return reader.send("over", &words).await,
                     Ok(fresh) => if let Some(record) = fresh.record() {
                         reader.send("point", &record).await?;
                     },
                     // It has missed some: it is to ask for the curves again.
                     Err(RecvError::Lagged(_)) => reader.send("missed", &()).await?,
-                    Err(RecvError::Closed) => return reader.send("over", &board.outcome()).await,
+                    Err(RecvError::Closed) => return over(board, reader).await,
                 },
                 line = lines.recv() => if let Ok(line) = line {
                     told.line(reader, &line).await?;
@@ -102,6 +102,12 @@ async fn tell_all(app: &App, reader: &Reader) -> Result<(), Gone> {
             }
         }
     }
+}
+
+/// Tells how the run ended. Where only its coordinator has, the reader is to come again: its successor knows more.
+async fn over(board: &Board, reader: &Reader) -> Result<(), Gone> {
+    let outcome = board.outcome().ok_or(Gone)?;
+    reader.send("over", &view::words(&outcome)).await
 }
 
 /// What a reader knows already.

@@ -22,7 +22,7 @@ struct Shared {
     config: Config,
     about: Mutex<About>,
     tally: Mutex<Tally>,
-    outcome: Mutex<Option<String>>,
+    outcome: Mutex<Option<Outcome>>,
     news: broadcast::Sender<News>,
     tail: Tail,
 }
@@ -68,18 +68,12 @@ impl Board {
 
     /// The run is over.
     pub fn end(&self, outcome: &Outcome) {
-        let words = match outcome {
-            Outcome::Done => "all is done".to_owned(),
-            Outcome::Interrupted { reason, saved: Some(at) } => format!("stopped ({reason}), saved at {at}"),
-            Outcome::Interrupted { reason, saved: None } => format!("stopped ({reason}), nothing saved"),
-            Outcome::Failed { reason } => format!("failed: {reason}"),
-        };
-        *self.0.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(words.clone());
-        let _ = self.0.news.send(News::Ended(words));
+        *self.0.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome.clone());
+        let _ = self.0.news.send(News::Ended(words(outcome)));
     }
 
-    /// How the run ended, in words, if it has.
-    pub fn outcome(&self) -> Option<String> {
+    /// How the run ended, if it has.
+    pub fn outcome(&self) -> Option<Outcome> {
         self.0.outcome.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -105,5 +99,15 @@ impl Board {
 
     pub fn run_dir(&self) -> &Path {
         &self.0.run_dir
+    }
+}
+
+/// How a run ended, in words.
+pub fn words(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Done => "all is done".to_owned(),
+        Outcome::Interrupted { reason, saved: Some(at) } => format!("stopped ({reason}), saved at {at}"),
+        Outcome::Interrupted { reason, saved: None } => format!("stopped ({reason}), nothing saved"),
+        Outcome::Failed { reason } => format!("failed: {reason}"),
     }
 }

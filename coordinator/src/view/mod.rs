@@ -22,7 +22,7 @@ use std::time::Duration;
 use relabel_core::{Dataset, Position, Status, StepTimes, WorkerStatus};
 use serde::{Deserialize, Serialize};
 
-pub use board::Board;
+pub use board::{Board, words};
 pub use histogram::{BOUNDS, Histogram};
 pub use tally::{News, StepDone, Tally};
 

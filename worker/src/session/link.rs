@@ -10,9 +10,10 @@ use std::time::Duration;
 use relabel_config::Config;
 use relabel_core::{Dataset, FromWorker, Generation, Hello, Rank, Standing, ToWorker};
 use relabel_proto::security::Access;
-use relabel_proto::{Told, Welcome};
+use relabel_proto::{Told, Welcome, sentence};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tonic::Code;
 
 use super::signals::{SIGTERM, Signals, exit_code, leaving, signal_name};
 use super::stream::{self, Broken, Stream};
@@ -91,9 +92,20 @@ impl Link {
 
     /// The first stream; and from then on signals are this worker's to heed.
     async fn begin(&mut self, patience: Duration) -> Result<(Welcome, Stream, Signals), SessionError> {
-        let channel = connect(&self.access, patience).await?;
-        let opened = stream::open(&self.access, channel, self.hello.clone()).await?;
-        let (welcome, stream) = opened.map_err(|status| refusal(&self.access, status))?;
+        let began = Instant::now();
+        let (welcome, stream) = loop {
+            let channel = connect(&self.access, patience.saturating_sub(began.elapsed())).await?;
+            let status = match stream::open(&self.access, channel, self.hello.clone()).await? {
+                Ok(opened) => break opened,
+                Err(status) => status,
+            };
+            // A coordinator that makes way for another says so.
+            if status.code() != Code::Unavailable || began.elapsed() + PAUSES.1 > patience {
+                return Err(refusal(&self.access, status));
+            }
+            tracing::warn!("no seat yet ({}); trying again in {:.1?}", sentence(status.message()), PAUSES.1);
+            tokio::time::sleep(PAUSES.1).await;
+        };
         let signals = Signals::listen().map_err(SessionError::Thread)?;
         self.seat = Some(welcome.rank);
         self.shared.opened();

@@ -67,6 +67,7 @@ impl Broken {
             // Another token than before, which may be mended too.
             | Code::Unauthenticated
             | Code::ResourceExhausted => Self::Away { reason, outside: false },
+            Code::NotFound => Self::ForGood(SessionError::Over),
             _ => Self::ForGood(SessionError::Refused(reason)),
         }
     }

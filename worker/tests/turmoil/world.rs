@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 use std::time::Duration;
 
-use coordinator::driver::{Driver, Terms};
+use coordinator::driver::{Driver, Ended, Terms};
 use coordinator::journal::Journal;
 use coordinator::progress::Screen;
 use coordinator::report::Report;
@@ -178,7 +178,11 @@ pub async fn coordinator(shared: Shared) -> turmoil::Result {
     let server = tokio::spawn(entrance.serve(routes, DEAD_AFTER, async {
         let _ = until_over.await;
     }));
-    let outcome = driver.drive().await;
+    let ended = driver.drive().await;
+    let outcome = match ended {
+        Ended::Run(outcome) => outcome,
+        Ended::HandedOver => unreachable!("nobody has asked for it"),
+    };
     shared.borrow_mut().note(format!("the run is over: {outcome:?}"));
     shared.borrow_mut().outcome = Some(outcome);
     drop(over);

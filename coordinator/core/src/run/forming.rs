@@ -95,8 +95,7 @@ impl Run {
         if !asked.is_empty() || self.stopping.is_some() || self.now < self.formations.not_before {
             return;
         }
-        self.drop_who_is_cut_off();
-        if !matches!(self.phase, Phase::Gathering { .. }) {
+        if !self.drop_who_is_cut_off() || !matches!(self.phase, Phase::Gathering { .. }) {
             return;
         }
         if !self.release_those_that_leave() {
@@ -390,24 +389,36 @@ impl Run {
     }
 
     /// Where formations fail because of one worker that the others cannot reach, they go on without it, if they are
-    /// enough. The one that most generations ended by goes; of two, the one on the higher seat.
-    fn drop_who_is_cut_off(&mut self) {
+    /// enough. The one that most generations ended by goes; of two, the one on the higher seat. Returns whether that is
+    /// settled: one that has gone further than all others goes once that is saved.
+    fn drop_who_is_cut_off(&mut self) -> bool {
         if self.formations.failed == 0 {
-            return;
+            return true;
         }
         if self.members.iter().filter(|(_, m)| m.is_ready()).count() as u32 <= self.settings.min_workers {
-            return;
+            return true;
         }
         let blamed = self.formations.blamed.iter().filter(|(_, generations)| generations.len() >= BLAMED);
         let worst = blamed
             .filter_map(|(id, generations)| Some((generations.len(), self.members.get(*id)?.rank, *id)))
             .max();
-        let Some((times, _, worker)) = worst else { return };
+        let Some((times, _, worker)) = worst else { return true };
+        let others = self.members.iter().filter(|(id, _)| *id != worker).filter_map(|(_, m)| m.held).max();
+        let safe =
+            others.max(self.history.newest().map(|written| written.position)).max(Some(self.beginning()));
+        let held = self.members.get(worker).and_then(|m| m.held);
+        if let Some(at) = held.filter(|at| Some(*at) > safe && !self.failed_writers.contains(&worker)) {
+            if !self.duties.writes(at) {
+                self.assign_to(worker, at);
+            }
+            return false;
+        }
         let reason = format!("its peers could not reach it in {times} generations");
         self.decide_after_a_loss(format!("going on without {}: {reason}", self.describe(worker)));
         self.formations.blamed.clear();
         self.command(Command::Expel { worker, reason: reason.clone(), back: true });
         self.lost(worker, &reason);
+        true
     }
 
     /// Nobody has come, or said what it holds, for `cluster.wait_for_workers`.

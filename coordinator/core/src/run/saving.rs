@@ -1,9 +1,9 @@
 //! Checkpoints, and how a run ends.
 
-use super::{Phase, Run, Stopping};
+use super::{HandingOver, Phase, Run, Stopping};
 use crate::history::Fact;
 use crate::membership::Member;
-use crate::{DutyId, Observation, Outcome, Position, Rank, ToWorker, WorkerId, Written, checkpoint};
+use crate::{Command, DutyId, Observation, Outcome, Position, Rank, ToWorker, WorkerId, Written, checkpoint};
 
 impl Run {
     /// The lowest rank of the generation that holds a state, stays, and could write when it last tried.
@@ -40,7 +40,7 @@ impl Run {
     /// cannot keep up makes checkpoints rarer, not the queue longer.
     pub(super) fn assign_within_epoch(&mut self, from: Position) {
         let next = checkpoint::next_within_epoch(from, self.steps_per_epoch(), &self.settings);
-        if let Some(at) = next.filter(|_| self.duties.is_empty() && self.stopping.is_none()) {
+        if let Some(at) = next.filter(|_| self.duties.is_empty() && !self.is_going()) {
             self.assign_checkpoint(at, false, None);
         }
     }
@@ -61,7 +61,7 @@ impl Run {
         let every = self.settings.checkpoint_every;
         let due = every.is_some_and(|every| self.now.saturating_sub(self.saved_at) >= every);
         let new = self.shown > self.history.newest().map(|written| written.position);
-        if due && new && self.duties.is_empty() && self.stopping.is_none() {
+        if due && new && self.duties.is_empty() && !self.is_going() {
             self.assign_checkpoint(Position::default(), false, None);
         }
     }
@@ -206,6 +206,50 @@ impl Run {
                 self.dissolve(format!("stopping: {reason}"));
                 self.stop_when_saved();
             }
+        }
+    }
+
+    /// Whether this coordinator is about to end, with the run or without it: no more is saved than it waits for.
+    fn is_going(&self) -> bool {
+        self.stopping.is_some() || self.handing_over.is_some()
+    }
+
+    /// Makes way for the coordinator that is started next, after a checkpoint: should the workers have been told to go
+    /// as well, what they hold is not lost.
+    pub(super) fn hand_over(&mut self, reason: &str) {
+        if self.stopping.is_some() || self.handing_over.is_some() {
+            // Whatever it waits for, it is about to end.
+            return;
+        }
+        self.note(format!(
+            "{reason}: making way for the coordinator that is started next; the workers train on"
+        ));
+        let holds =
+            matches!(self.phase, Phase::Training { .. } | Phase::Validating(_)) && !self.settings.test_only;
+        let duty = holds.then(|| self.assign_checkpoint(Position::default(), false, None)).flatten();
+        self.handing_over = Some(HandingOver { duty, since: self.now });
+    }
+
+    /// Ends this coordinator, and not the run, once what it wanted saved before is, or has taken too long.
+    pub(super) fn hand_over_if_saved(&mut self) {
+        let Some(HandingOver { duty, since }) = self.handing_over.filter(|_| self.stopping.is_none()) else {
+            return;
+        };
+        if matches!(self.phase, Phase::Ended) {
+            return;
+        }
+        let saving = duty.is_some_and(|duty| self.duties.is_open(duty));
+        // What those hold that leave may be all that there is; they are released once it is safe.
+        let leaving = match &self.phase {
+            Phase::Gathering { asked, .. } => {
+                !asked.is_empty() || self.members.iter().any(|(_, m)| m.leaving.is_some() && !m.released)
+            }
+            _ => false,
+        };
+        let late = self.now.saturating_sub(since) >= self.settings.stop_deadline;
+        if late || !(saving || leaving) {
+            self.phase = Phase::Ended;
+            self.command(Command::HandOver);
         }
     }
 

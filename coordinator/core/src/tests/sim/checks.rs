@@ -21,6 +21,8 @@ pub(super) struct Checks {
     goes_on_from: Option<Position>,
     /// When a stop was asked for; none within where it was asked for once more.
     pub stopped_at: Option<Option<u64>>,
+    /// When this life of the coordinator was first asked to make way.
+    pub hand_over_asked: Option<u64>,
     pub damaged: bool,
     pub was_full: bool,
     /// Whether a generation has ever trained.
@@ -41,6 +43,7 @@ impl Checks {
             may_again: Vec::new(),
             goes_on_from: None,
             stopped_at: None,
+            hand_over_asked: None,
             damaged: false,
             was_full: false,
             trained: false,
@@ -50,7 +53,7 @@ impl Checks {
     pub fn restarted(&mut self) {
         self.seats.clear();
         (self.expected, self.goes_on_from) = (None, None);
-        self.stopped_at = None;
+        (self.stopped_at, self.hand_over_asked) = (None, None);
     }
 
     pub fn welcomed(&mut self, worker: WorkerId, rank: Rank) {
@@ -83,6 +86,11 @@ impl Checks {
                 if let Some(position) = self.goes_on_from.take() {
                     self.validated.retain(|epoch| *epoch < position.epoch);
                 }
+            }
+            // Whether or not a generation is formed there before this coordinator dies.
+            Fact::FellBack { position } => {
+                let position = following(*position);
+                self.validated.retain(|epoch| *epoch < position.epoch);
             }
             // It may be validated once more, to be the best after all.
             Fact::BestLost { epoch } => self.may_again.push(*epoch),

@@ -26,6 +26,8 @@ pub(super) enum Trouble {
     Joins,
     /// The coordinator is killed, now or between two of the next commands.
     CoordinatorDies,
+    /// The coordinator is to make way for another.
+    HandOver,
     Save,
     Stop,
     DiskIsFull,
@@ -59,6 +61,13 @@ impl World {
             };
             let at = self.rng.between(0, TROUBLED);
             self.after(at, Due::Trouble(trouble));
+        }
+        // Drawn apart: the seeds that once failed go on playing what they did.
+        let mut apart = Rng(self.seed ^ 0x6861_6e64_6f76_6572);
+        if self.seed.is_multiple_of(10) {
+            for _ in 0..1 + apart.below(3) {
+                self.after(apart.between(0, TROUBLED), Due::Trouble(Trouble::HandOver));
+            }
         }
     }
 
@@ -105,6 +114,10 @@ impl World {
                 _ => {}
             },
             (Trouble::Save, _) => self.event(Event::Save { reason: "asked".into() }),
+            (Trouble::HandOver, _) => {
+                self.check.hand_over_asked.get_or_insert(self.now);
+                self.event(Event::HandOver { reason: "asked".into() });
+            }
             (Trouble::Stop, _) => {
                 // Asked twice, it waits for nothing.
                 self.check.stopped_at = self.check.stopped_at.map_or(Some(Some(self.now)), |_| Some(None));

@@ -248,8 +248,10 @@ impl World {
                 return;
             }
             self.note(|| format!("    {command:?}"));
-            if let Some(outcome) = self.command(command) {
-                return self.ended(&outcome);
+            match command {
+                Command::End(outcome) => return self.ended(&outcome),
+                Command::HandOver => return self.handed_over(),
+                command => self.command(command),
             }
         }
         if kill.is_some() {
@@ -257,7 +259,7 @@ impl World {
         }
     }
 
-    fn command(&mut self, command: Command) -> Option<Outcome> {
+    fn command(&mut self, command: Command) {
         match command {
             Command::Welcome { worker, rank, .. } => {
                 self.check.welcomed(worker, rank);
@@ -288,9 +290,8 @@ impl World {
                 self.journal.push(fact);
             }
             Command::Observe(observation) => self.check.observed(&observation),
-            Command::End(outcome) => return Some(outcome),
+            Command::End(_) | Command::HandOver => unreachable!("the coordinator has ended"),
         }
-        None
     }
 
     /// A worker's order goes into its stream.
@@ -347,12 +348,24 @@ impl World {
             }
         }
         // The same command once more, when the workers have left.
+        self.coordinator_ends(3000);
+    }
+
+    fn handed_over(&mut self) {
+        let asked = self.check.hand_over_asked.take().expect("nobody has asked");
+        assert!(self.now - asked <= 20_200, "seed {}: made way too late", self.seed);
+        let away = self.rng.between(200, 6000);
+        self.coordinator_ends(away);
+    }
+
+    /// The coordinator ends of itself, and is started again after a while.
+    fn coordinator_ends(&mut self, away: u64) {
         self.note(|| "the coordinator has ended, and is to be started again".into());
         self.coordinator = None;
         self.check.restarted();
         for stream in self.streams.keys().copied().collect::<Vec<_>>() {
             self.put_down(stream, Down::End(Status::Broken));
         }
-        self.after(3000, Due::Start);
+        self.after(away, Due::Start);
     }
 }
