@@ -10,7 +10,7 @@ mod objects;
 use kubelet::{Machine, Pod};
 use nix::sys::signal::Signal;
 use objects::{base, job, pod_templates, round_trip, submitted};
-use relabel_tests::{Scratch, assert_same_curve, losses, run};
+use relabel_tests::{Scratch, assert_same_curve, losses, metrics, run};
 
 /// What `coordinator submit k8s` makes, in every form.
 const FORMS: [&str; 3] = ["jobs", "jobset", "trainjob"];
@@ -55,7 +55,7 @@ fn a_wrong_field_is_seen() {
 #[test]
 #[ignore = "wants root and a network namespace: make k8s-test"]
 fn pods_train_through_evictions_and_the_loss_of_the_coordinator() {
-    let scratch = Scratch::with_data(240, 8);
+    let scratch = Scratch::with_data(320, 8);
     let mut undisturbed = scratch.local("undisturbed", 2);
     undisturbed.args(["--optim.bn.frozen=true", "--optim.lr.init=0.0005"]);
     let ended = run(undisturbed);
@@ -78,7 +78,13 @@ fn pods_train_through_evictions_and_the_loss_of_the_coordinator() {
     workers[1] = machine.start("worker", 1);
     machine.wait_for_steps(6);
 
-    // The coordinator's node is lost; its Job starts another pod, and the workers train on.
+    // The coordinator's node is drained, then that of its successor lost: its Job starts another pod each time, and the
+    // workers train on.
+    coordinator.signal(Signal::SIGTERM);
+    assert_eq!(coordinator.wait_within_grace(), 75, "{}", coordinator.log());
+    let mut coordinator = machine.start("coordinator", 0);
+    let done = metrics(&machine.run_dir(), "step").len();
+    machine.wait_for_steps(done + 2);
     coordinator.signal(Signal::SIGKILL);
     coordinator.wait();
     let mut coordinator = machine.start("coordinator", 0);

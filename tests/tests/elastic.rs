@@ -102,12 +102,34 @@ fn killed_workers_cost_no_step_and_no_sample() {
 
 #[test]
 fn a_killed_coordinator_takes_its_workers_up_as_they_are() {
+    successor_of(&[], Running::kill);
+}
+
+#[test]
+fn a_coordinator_that_makes_way_leaves_its_workers_to_train_on() {
+    successor_of(&["--hand-over"], |coordinator| {
+        let pid = coordinator.pid();
+        kill(pid, Signal::SIGTERM).unwrap();
+        let ended = coordinator.wait();
+        assert_eq!(ended.status.code(), Some(75), "{}", ended.stderr);
+        let (asked, saved) =
+            ("making way for the coordinator that is started next", "checkpoint resnet18-e0000-s");
+        let after = ended.stderr.split_once(asked).unwrap_or_else(|| panic!("{}", ended.stderr)).1;
+        assert!(after.contains(saved), "{}", ended.stderr);
+    });
+}
+
+/// Trains under a coordinator that is `ended` and another that is started in its place.
+fn successor_of(flags: &[&str], ended: impl FnOnce(Running)) {
     let scratch = scratch();
-    let (mut coordinator, port) = coordinator(&scratch, 2, 1);
+    let mut command = scratch.elastic("run", 2, 1, ANY);
+    command.args(["--optim.epochs", "2"]).args(flags);
+    let mut coordinator = start(command);
+    let port = coordinator.port();
     let workers = [start(scratch.worker(port)), start(scratch.worker(port))];
     wait_for(&mut coordinator, "generation 1: 2 workers");
     wait_for_steps(&scratch.path("run"), 5);
-    coordinator.kill();
+    ended(coordinator);
     // They train on meanwhile.
     let steps = || batches(&scratch.path("run")).len();
     let (before, began) = (steps(), Instant::now());
