@@ -1,4 +1,5 @@
 //! Workers that come when the run has ended, before the coordinator's port is closed.
+#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 
