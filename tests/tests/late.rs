@@ -42,7 +42,7 @@ fn settings() -> Settings {
 
 /// What a worker says that comes after `event` has ended a coordinator, by its own service.
 fn after(event: Event) -> Ended {
-    let scratch = Scratch::with_data(1, 1);
+    let scratch = Scratch::with_data(4, 4);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let port = runtime.block_on(async {
         let folder = scratch.path("run");

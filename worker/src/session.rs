@@ -220,13 +220,16 @@ impl Session {
     }
 }
 
-/// Reaches the coordinator, retrying with growing pauses for up to `patience`.
+/// Reaches the coordinator, retrying with growing pauses until `patience` has passed since `began`.
 ///
 /// # Errors
 /// Nobody answers, or the two do not trust each other, which would be the same at every attempt.
-pub(crate) async fn connect(access: &Access, patience: Duration) -> Result<Channel, SessionError> {
+pub(crate) async fn connect(
+    access: &Access,
+    began: Instant,
+    patience: Duration,
+) -> Result<Channel, SessionError> {
     let url = access.url();
-    let began = Instant::now();
     let mut pause = PAUSES.0;
     loop {
         let reason = match access.connect(DEAD_AFTER, None).await {

@@ -135,7 +135,7 @@ impl<W: WireWork> Task<W> {
         &self,
         outgoing: mpsc::Receiver<v1::LeaseWorkerMessage>,
     ) -> Result<(Duration, W::Options, Inbound), SessionError> {
-        let channel = connect(&self.access, self.patience).await?;
+        let channel = connect(&self.access, tokio::time::Instant::now(), self.patience).await?;
         let mut client = LeasesClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         let host =
             hostname::get().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned());

@@ -94,7 +94,7 @@ impl Link {
     async fn begin(&mut self, patience: Duration) -> Result<(Welcome, Stream, Signals), SessionError> {
         let began = Instant::now();
         let (welcome, stream) = loop {
-            let channel = connect(&self.access, patience.saturating_sub(began.elapsed())).await?;
+            let channel = connect(&self.access, began, patience).await?;
             let status = match stream::open(&self.access, channel, self.hello.clone()).await? {
                 Ok(opened) => break opened,
                 Err(status) => status,
