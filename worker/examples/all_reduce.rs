@@ -2,7 +2,7 @@
 //!
 //!     cargo run --release -p relabel-worker --example all_reduce -- [RANKS [MEGABYTES [ROUNDS]]]
 //!
-//! With ALL_REDUCE_FAR set the bytes go through the connection, as between two hosts.
+//! With ALL_REDUCE_FAR set the bytes go round the ring, as between hosts.
 //!
 //! Prints one line of JSON: the bus bandwidth in GB/s, which is what each rank sends, 2 (n-1)/n of the buffer, over the
 //! median of the times: the figure that NCCL and Gloo report.
@@ -12,7 +12,8 @@ mod ranks;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use worker::collective::{Collective, buckets};
+use worker::collective::{Collective, Region, buckets};
+use worker::torch;
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -25,11 +26,14 @@ fn main() -> Result<()> {
 }
 
 fn run_rank(rank: u32, megabytes: usize, rounds: usize) -> Result<()> {
+    let region = Region::new(megabytes * 1_000_000)?;
+    let mut tensor = torch::over_region(&region)?;
     // To see what reading each other's memory saves.
-    let near = std::env::var_os("ALL_REDUCE_FAR").is_none();
-    let mut ring = ranks::connect(rank, near)?;
+    let far = std::env::var_os("ALL_REDUCE_FAR").is_some();
+    let mut ring = ranks::connect(rank, (!far).then_some(region))?;
 
-    let mut gradients = vec![1.0; megabytes * 1_000_000 / size_of::<f32>()];
+    let gradients = torch::as_f32_mut(&mut tensor)?;
+    gradients.fill(1.0);
     let mut times = Vec::new();
     for _ in 0..rounds {
         ring.barrier()?;

@@ -69,10 +69,6 @@ impl Args {
 }
 
 fn run_rank(rank: u32, args: &Args) -> Result<()> {
-    // What does not go through the connection is not held up by a link.
-    let mut ring = ranks::connect(rank, !args.has_link())?;
-    let world = ring.world();
-
     worker::torch::set_num_threads(args.threads);
     let mut config = Config::default();
     config.model.arch = args.arch.clone();
@@ -80,6 +76,10 @@ fn run_rank(rank: u32, args: &Args) -> Result<()> {
     config.compute.precision = args.precision.into();
     config.compute.wire = args.wire;
     let mut learner = Learner::new(&config, 1000, 1000, Device::Cpu)?;
+    // What does not go through the connection is not held up by a link.
+    let region = learner.region().filter(|_| !args.has_link()).cloned();
+    let mut ring = ranks::connect(rank, region)?;
+    let world = ring.world();
     let batch = batch(args);
     let planned = u64::from(args.batch * world);
     // All ranks compute at the same time, so that what they take from each other is in both figures.

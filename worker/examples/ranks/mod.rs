@@ -3,10 +3,11 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use worker::collective::AbortHandle;
 use worker::collective::tcp::{Membership, Ring, Timeouts};
+use worker::collective::{AbortHandle, Region};
 
 /// Which rank a process is; not set in the first, which starts the others.
 const RANK: &str = "EXAMPLE_RANK";
@@ -50,11 +51,11 @@ pub fn launch(ranks: usize, reach: impl Fn(SocketAddr) -> Result<SocketAddr>) ->
     Ok(())
 }
 
-/// The ring, as this rank of it; `near` lets neighbours read each other's memory.
+/// The ring, as this rank of it; they read what lies in each other's `region`, if they have one.
 ///
 /// # Errors
 /// Peers that cannot be reached.
-pub fn connect(rank: u32, near: bool) -> Result<Ring> {
+pub fn connect(rank: u32, region: Option<Arc<Region>>) -> Result<Ring> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     println!("{}", listener.local_addr()?);
     let mut line = String::new();
@@ -63,6 +64,6 @@ pub fn connect(rank: u32, near: bool) -> Result<Ring> {
     let world = peers.len() as u32;
     let neighbour = |rank: u32| peers[(rank % world) as usize];
     let (previous, next) = (neighbour(rank + world - 1), neighbour(rank + 1));
-    let membership = Membership { rank, world, previous, next, generation: 0, token: [0; 32], near };
+    let membership = Membership { rank, world, previous, next, generation: 0, token: [0; 32], region };
     Ok(Ring::connect(&listener, &membership, Timeouts::default(), AbortHandle::new())?)
 }

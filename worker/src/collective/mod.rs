@@ -9,11 +9,13 @@ mod bf16;
 pub mod buckets;
 mod error;
 pub mod nccl;
+mod region;
 mod solo;
 pub mod tcp;
 
 pub use abort::AbortHandle;
 pub use error::CollectiveError;
+pub use region::Region;
 pub use solo::Solo;
 
 /// Operations that every rank of a world calls in the same order with buffers of the same length.

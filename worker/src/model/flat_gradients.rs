@@ -1,12 +1,15 @@
 //! What one step exchanges between ranks, in one buffer: gradients, BatchNorm statistics, and a few sums.
 
+use std::sync::Arc;
+
 use tch::{Device, Kind, Tensor};
 
 use super::Model;
+use crate::collective::Region;
 use crate::collective::buckets::{BUCKET_BYTES, Buckets, END_BYTES};
 use crate::torch::{self, TorchError};
 
-/// One flat f32 buffer that lies on the model's device and holds, one after the other,
+/// One flat f32 buffer that lies on the model's device, in main memory in a [`Region`], and holds, one after the other,
 ///
 /// 1. the gradient of every parameter, in [`Model::parameters`] order: `parameter.grad` is a view of its
 ///    part, with the parameter's strides, so backward writes here and the optimizer reads from here;
@@ -17,6 +20,8 @@ use crate::torch::{self, TorchError};
 /// [`Model::to_channels_last`]. While backward runs, of a view only what it is through with may be touched.
 pub struct FlatGradients {
     flat: Tensor,
+    /// Its memory, where that is no GPU's.
+    region: Option<Arc<Region>>,
     /// How the gradients are cut.
     buckets: Buckets,
     /// Each running statistic, its place in `flat`, and its value before the step.
@@ -41,9 +46,8 @@ impl FlatGradients {
         let lengths: Vec<usize> = model.parameters().iter().map(|(_, p)| p.numel()).collect();
         let in_gradients = lengths.iter().sum::<usize>();
         let in_statistics = statistics.iter().map(|t| t.numel()).sum::<usize>();
-        let length = (in_gradients + in_statistics + scalars) as i64;
-        let flat = Tensor::f_zeros([length], (Kind::Float, model.device()))
-            .map_err(|source| TorchError::Tch { operation: "allocate the gradient buffer", source })?;
+        let length = in_gradients + in_statistics + scalars;
+        let (flat, region) = allocated(length, model.device())?;
 
         let mut offset = 0;
         let mut place = |like: &Tensor| {
@@ -57,7 +61,7 @@ impl FlatGradients {
         }
         let statistics = statistics.into_iter().map(|t| (t.shallow_clone(), place(t), t.copy())).collect();
         let buckets = Buckets::new(&lengths, END_BYTES, BUCKET_BYTES);
-        Ok(Self { flat, buckets, statistics, gradients: in_gradients, scalars })
+        Ok(Self { flat, region, buckets, statistics, gradients: in_gradients, scalars })
     }
 
     /// Values in the whole buffer.
@@ -67,6 +71,11 @@ impl FlatGradients {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Where it lies in main memory, for the other ranks of the host.
+    pub fn region(&self) -> Option<&Arc<Region>> {
+        self.region.as_ref()
     }
 
     /// Sets everything to 0, before the first backward of a step.
@@ -152,4 +161,16 @@ impl FlatGradients {
             statistic.copy_(place);
         }
     }
+}
+
+/// `length` zeros, and the memory that they lie in where that can be shared.
+fn allocated(length: usize, device: Device) -> Result<(Tensor, Option<Arc<Region>>), TorchError> {
+    if device == Device::Cpu {
+        let region = Region::new(length * size_of::<f32>()).map_err(TorchError::Region)?;
+        return Ok((torch::over_region(&region)?, Some(region)));
+    }
+    let flat = Tensor::f_zeros([length as i64], (Kind::Float, device));
+    let flat =
+        flat.map_err(|source| TorchError::Tch { operation: "allocate the gradient buffer", source })?;
+    Ok((flat, None))
 }

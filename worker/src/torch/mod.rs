@@ -10,10 +10,13 @@
 //! handles or its views, on this thread or another.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
+
+use crate::collective::Region;
 
 mod about;
 pub mod cuda;
@@ -52,6 +55,9 @@ pub enum TorchError {
         "a tensor of {kind:?} on {device:?}, contiguous: {contiguous}, is not a slice of {wanted} in {memory}"
     )]
     NotASlice { wanted: &'static str, memory: &'static str, kind: Kind, device: Device, contiguous: bool },
+    /// The system gives no memory that processes can share.
+    #[error("no memory for the gradients")]
+    Region(#[source] std::io::Error),
     /// The values do not fill the shape.
     #[error("{bytes} bytes do not fill a tensor of shape {shape:?} and kind {kind:?}")]
     WrongLength { bytes: usize, shape: Vec<i64>, kind: Kind },
@@ -63,6 +69,13 @@ unsafe extern "C" {
     fn relabel_torch_is_channels_last(tensor: *const C_tensor, out: *mut c_int) -> *mut c_char;
     fn relabel_torch_set_grad(parameter: *mut C_tensor, grad: *const C_tensor) -> *mut c_char;
     fn relabel_torch_set_data(parameter: *mut C_tensor, data: *const C_tensor) -> *mut c_char;
+    fn relabel_torch_over_memory(
+        data: *mut f32,
+        count: i64,
+        owner: *mut c_void,
+        drop: unsafe extern "C" fn(*mut c_void),
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
     fn relabel_torch_sgd_step(
         parameters: *const *mut C_tensor,
         momentum_buffers: *const *mut C_tensor,
@@ -245,6 +258,27 @@ pub fn from_f32(values: &[f32], shape: &[i64]) -> Result<Tensor, TorchError> {
     // SAFETY: every f32 is four initialized bytes, and u8 has no alignment.
     let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
     from_bytes(bytes, shape, Kind::Float)
+}
+
+/// All of `region` as float32 values `[len]`. The region lives as long as any tensor that has its memory.
+///
+/// # Errors
+/// What libtorch throws.
+pub fn over_region(region: &Arc<Region>) -> Result<Tensor, TorchError> {
+    unsafe extern "C" fn release(owner: *mut c_void) {
+        // SAFETY: it is what `into_raw` gave, and comes back once.
+        drop(unsafe { Arc::from_raw(owner.cast_const().cast::<Region>()) });
+    }
+    let (data, count) = (region.as_mut_ptr().cast::<f32>(), region.len() / size_of::<f32>());
+    let owner = Arc::into_raw(region.clone()).cast_mut().cast::<c_void>();
+    let mut out = std::ptr::null_mut();
+    // SAFETY: so many floats, aligned to a page, are there until `release` is called, which libtorch does once; where it
+    // throws before that, the region stays.
+    checked("use a region's memory", unsafe {
+        relabel_torch_over_memory(data, count as i64, owner, release, &raw mut out)
+    })?;
+    // SAFETY: without an error the shim has stored a new at::Tensor, owned by no one yet.
+    Ok(unsafe { Tensor::from_ptr(out) })
 }
 
 /// `tensor` on `device`: itself where it is there already.

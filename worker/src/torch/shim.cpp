@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/_fused_sgd.h>
+#include <ATen/ops/from_blob.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/MemoryFormat.h>
 #include <torch/csrc/jit/api/module.h>
@@ -115,6 +116,13 @@ char* relabel_torch_set_data(at::Tensor* parameter, const at::Tensor* data) {
     c10::AutoGradMode no_grad(false);
     parameter->mutable_grad().reset();
     parameter->set_data(*data);
+  });
+}
+
+// The `count` floats at `data`. `drop(owner)` is called when no tensor has them any more.
+char* relabel_torch_over_memory(float* data, int64_t count, void* owner, void (*drop)(void*), at::Tensor** out) {
+  return guarded([&] {
+    *out = new at::Tensor(at::from_blob(data, {count}, [=](void*) { drop(owner); }, at::kFloat));
   });
 }
 

@@ -27,7 +27,7 @@ use super::loss_scale::LossScale;
 use super::overlap::{self, Timeline};
 use crate::checkpoint::{CheckpointError, Copying, Progress, State};
 use crate::collective::buckets::Ready;
-use crate::collective::{Collective, CollectiveError};
+use crate::collective::{Collective, CollectiveError, Region};
 use crate::data::loader::Batch;
 use crate::model::{FlatGradients, Model, ModelError, seeded};
 use crate::optim::{Ema, Optimizer, schedule};
@@ -196,6 +196,11 @@ impl Learner {
     /// When what was done in the last step that had other ranks.
     pub fn timeline(&self) -> Option<&Timeline> {
         self.timeline.as_ref()
+    }
+
+    /// Where the gradients lie in main memory.
+    pub fn region(&self) -> Option<&Arc<Region>> {
+        self.gradients.region()
     }
 
     /// Everything that training goes on from, as [`State::of`] has it.

@@ -195,7 +195,7 @@ fn configurations() {
 fn rings() {
     let target = frames::TARGET.name;
     for op in [Op::AllReduce, Op::Broadcast, Op::AllGather] {
-        let header = Header { op, step: 3, generation: 5, sequence: 9, total: 1 << 20, memory: 1 << 40 };
+        let header = Header { op, step: 3, generation: 5, sequence: 9, total: 1 << 20 };
         seed(target, &format!("header-{op}"), &[&[frames::HEADER], &header.encode()]);
     }
     // What rank 0 says to rank 1 of three: magic, version, generation, world, both ranks, and a nonce; a proof.

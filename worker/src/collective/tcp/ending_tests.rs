@@ -10,8 +10,9 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::tests::{PATIENT, in_world, listeners, membership};
+use super::tests::{PATIENT, in_world, listeners, membership, shared};
 use super::*;
+use crate::torch;
 
 #[test]
 fn an_abort_ends_the_forming_of_a_ring() {
@@ -124,12 +125,11 @@ fn child_rank() {
     let Ok(peers) = line.split_whitespace().map(str::parse).collect::<Result<Vec<SocketAddr>, _>>() else {
         return;
     };
-    let Ok(mut ring) = Ring::connect(&listener, &membership(1, &peers, 1), PATIENT, AbortHandle::new())
-    else {
-        return;
-    };
-    let mut buffer = vec![1.0; ROUND];
-    while ring.all_reduce(&mut buffer).is_ok() {}
+    let (region, mut tensor) = shared(ROUND);
+    let membership = Membership { region: Some(region), ..membership(1, &peers, 1) };
+    let Ok(mut ring) = Ring::connect(&listener, &membership, PATIENT, AbortHandle::new()) else { return };
+    let buffer = torch::as_f32_mut(&mut tensor).unwrap();
+    while ring.all_reduce(buffer).is_ok() {}
 }
 
 /// Ranks 0, 2 and 3 on threads, rank 1 a child process; all reduce for ever. After a few rounds `disturb`
@@ -153,10 +153,13 @@ fn disturbed(
         let (rounds, ends) = (rounds.clone(), ends.clone());
         std::thread::spawn(move || {
             let timeouts = Timeouts { silence, ..PATIENT };
+            let (region, mut tensor) = shared(ROUND);
+            let membership = Membership { region: Some(region), ..membership };
             let mut ring = Ring::connect(&listener, &membership, timeouts, abort).unwrap();
-            let mut buffer = vec![1.0; ROUND];
+            assert!(ring.host.is_some());
+            let buffer = torch::as_f32_mut(&mut tensor).unwrap();
             loop {
-                if let Err(error) = ring.all_reduce(&mut buffer) {
+                if let Err(error) = ring.all_reduce(buffer) {
                     // The ring goes along: the failure has to spread before anyone drops it.
                     return drop(ends.send((error, ring)));
                 }

@@ -117,15 +117,6 @@ pub(super) fn tune(stream: &TcpStream, peer: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// Has a link over which each end now and then sends a few bytes, as ranks that read each other's memory do, broken
-/// when these are not acknowledged for `peer`: no end asks for signs of life while it has bytes on their way. So few
-/// never close the window of a rank that is merely late.
-pub(super) fn tune_near(stream: &TcpStream, peer: Duration) -> io::Result<()> {
-    #[cfg(target_os = "linux")]
-    setsockopt(stream, sockopt::TcpUserTimeout, &u32::try_from(peer.as_millis()).unwrap_or(u32::MAX))?;
-    Ok(())
-}
-
 /// Who has not been found, and what was last seen of them.
 fn missing(member: Member, without_prev: bool, door: &Door<'_>, dialing: &Dialing) -> String {
     let mut parts = Vec::new();

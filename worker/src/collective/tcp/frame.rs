@@ -8,9 +8,9 @@ use std::fmt;
 compile_error!("the ring sends floats as they lie in memory, which has to be little-endian");
 
 /// Length of an encoded [`Header`].
-pub const HEADER_BYTES: usize = 40;
+pub const HEADER_BYTES: usize = 32;
 
-const MARK: [u8; 4] = *b"RLF2";
+const MARK: [u8; 4] = *b"RLF3";
 
 /// Which operation a frame belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub enum Op {
 }
 
 impl Op {
-    fn code(self) -> u8 {
+    pub(super) fn code(self) -> u8 {
         match self {
             Op::AllReduce => 1,
             Op::Broadcast => 2,
@@ -32,7 +32,7 @@ impl Op {
         }
     }
 
-    fn from_code(code: u8) -> Option<Self> {
+    pub(super) fn from_code(code: u8) -> Option<Self> {
         let all = [Op::AllReduce, Op::Broadcast, Op::AllGather, Op::AllReduceBf16];
         all.into_iter().find(|op| op.code() == code)
     }
@@ -75,8 +75,6 @@ pub struct Header {
     pub sequence: u64,
     /// Bytes of the whole buffer, which also fixes how it is cut.
     pub total: u64,
-    /// Where the buffer lies in the sender's memory, to be read there; 0 where the bytes follow.
-    pub memory: u64,
 }
 
 impl Header {
@@ -89,7 +87,6 @@ impl Header {
         bytes[8..16].copy_from_slice(&self.generation.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.sequence.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.total.to_le_bytes());
-        bytes[32..40].copy_from_slice(&self.memory.to_le_bytes());
         bytes
     }
 
@@ -110,14 +107,13 @@ impl Header {
             generation: word(0),
             sequence: word(1),
             total: word(2),
-            memory: word(3),
         })
     }
 }
 
 impl fmt::Display for Header {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { op, step, generation, sequence, total, memory: _ } = self;
+        let Self { op, step, generation, sequence, total } = self;
         write!(f, "step {step} of {op} {sequence} of {total} bytes in generation {generation}")
     }
 }
@@ -128,14 +124,8 @@ mod tests {
 
     #[test]
     fn a_header_survives_the_wire_and_damage_is_seen() {
-        let header = Header {
-            op: Op::AllGather,
-            step: 513,
-            generation: 7,
-            sequence: u64::MAX,
-            total: 1 << 40,
-            memory: 1 << 47,
-        };
+        let header =
+            Header { op: Op::AllGather, step: 513, generation: 7, sequence: u64::MAX, total: 1 << 40 };
         let bytes = header.encode();
         assert_eq!(Header::decode(&bytes), Some(header));
         for i in 0..HEADER_BYTES {

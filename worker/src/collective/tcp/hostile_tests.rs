@@ -177,7 +177,7 @@ fn listeners(world: usize) -> (Vec<TcpListener>, Vec<SocketAddr>) {
 /// One of two ranks.
 fn membership(rank: u32, peers: &[SocketAddr]) -> Membership {
     let other = peers[1 - rank as usize];
-    Membership { rank, world: 2, previous: other, next: other, generation: 7, token: TOKEN, near: false }
+    Membership { rank, world: 2, previous: other, next: other, generation: 7, token: TOKEN, region: None }
 }
 
 /// Forms a ring of two on threads, sums over it, and returns how long rank 0 took.

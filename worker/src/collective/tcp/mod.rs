@@ -6,8 +6,8 @@
 //! read and alter them. It is made for private networks.
 //!
 //! From a call to the wire: [`Ring`] checks the arguments, `schedule` says which bytes move in which
-//! step, `transfer` moves them over two sockets that do not block, `frame` is the header of a step; where neighbours
-//! are on one host, `near` moves them from memory to memory.
+//! step, `transfer` moves them over two sockets that do not block, `frame` is the header of a step. Where all ranks
+//! are on one host, `host` adds up what they have in each other's memory instead.
 //! Before that `form` finds the two neighbours, and `handshake` makes sure of them.
 //!
 //! A failure spreads: a rank whose call fails closes both its connections, so its neighbours' calls fail
@@ -21,9 +21,9 @@ mod ending_tests;
 mod form;
 pub mod frame;
 pub mod handshake;
+mod host;
 #[cfg(test)]
 mod hostile_tests;
-mod near;
 mod schedule;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -37,9 +37,9 @@ use std::time::Duration;
 
 use self::frame::Op;
 use self::handshake::Member;
-use self::near::Near;
+use self::host::Host;
 use self::schedule::Schedule;
-use super::{AbortHandle, Collective, CollectiveError, bf16};
+use super::{AbortHandle, Collective, CollectiveError, Region, bf16};
 
 /// Most ranks of one ring: the steps of an all-reduce are counted in 16 bits.
 pub const MAX_WORLD: usize = 1 << 15;
@@ -57,8 +57,8 @@ pub struct Membership {
     pub generation: u64,
     /// Drawn at random for this generation, and known to its ranks and the coordinator alone.
     pub token: [u8; 32],
-    /// Neighbours on one host read each other's memory, where the kernel lets them. The same for all ranks.
-    pub near: bool,
+    /// Where this rank's values mostly lie: ranks that are all on one host read each other's. All ranks have one, or none.
+    pub region: Option<Arc<Region>>,
 }
 
 /// How long the ring waits for what.
@@ -101,7 +101,8 @@ pub struct Ring {
     member: Member,
     prev: Link,
     next: Link,
-    near: Near,
+    /// Where all ranks are on one.
+    host: Option<Host>,
     /// Readable for ever once the ring is aborted, so that a wait on the sockets ends.
     wake: UnixStream,
     abort: AbortHandle,
@@ -149,51 +150,40 @@ impl Ring {
             let stream = Arc::downgrade(&link.stream);
             abort.on_abort(move || shut(&stream));
         }
-        let near = match membership.near {
-            true => near::try_out(&prev, &next, timeouts.form, &wake, &abort)?,
-            false => Near { prev: None, next: false },
-        };
-        for (link, is_near) in [(&prev, near.prev.is_some()), (&next, near.next)] {
-            if is_near {
-                form::tune_near(&link.stream, timeouts.peer)
-                    .map_err(local("set the options of a ring socket"))?;
-            }
-        }
         let scratch = vec![0.0; transfer::CHUNK_BYTES / size_of::<f32>()];
-        let silence = timeouts.silence;
-        let rounded = Vec::new();
-        Ok(Self {
+        let mut ring = Self {
             member,
             prev,
             next,
-            near,
+            host: None,
             wake,
             abort,
-            silence,
+            silence: Some(timeouts.form),
             sequence: 0,
             scratch,
-            rounded,
+            rounded: Vec::new(),
             ended: None,
-        })
+        };
+        if let Some(region) = &membership.region {
+            ring.run(|ring| {
+                ring.host = host::try_out(ring, region.clone())?;
+                Ok(())
+            })?;
+        }
+        ring.silence = timeouts.silence;
+        Ok(ring)
     }
 
-    /// Runs one operation, and on failure takes the links down so that the neighbours notice. `values` are what is
-    /// rounded in `bytes`, in an all-reduce in bfloat16.
+    /// Runs one operation, and on failure takes the links down so that the neighbours notice.
     fn run(
         &mut self,
-        op: Op,
-        root: u32,
-        bytes: &mut [u8],
-        values: Option<&mut [f32]>,
+        operation: impl FnOnce(&mut Self) -> Result<(), CollectiveError>,
     ) -> Result<(), CollectiveError> {
         self.abort.check()?;
         if let Some(first) = &self.ended {
             return Err(CollectiveError::Ended { first: first.clone() });
         }
-        let schedule = self.schedule(op, root, bytes.len());
-        let result = transfer::run(self, schedule, bytes, values);
-        self.sequence += 1;
-        result.map_err(|error| {
+        operation(self).map_err(|error| {
             // An abort takes the links down under the running call, whose own error is then beside the point.
             let error = self.abort.check().err().unwrap_or(error);
             self.ended = Some(error.to_string());
@@ -201,6 +191,26 @@ impl Ring {
             shut(&Arc::downgrade(&self.next.stream));
             error
         })
+    }
+
+    /// Moves `bytes` round the ring. `values` are what is rounded in them, in an all-reduce in bfloat16.
+    fn transfer(
+        &mut self,
+        schedule: Schedule,
+        bytes: &mut [u8],
+        values: Option<&mut [f32]>,
+    ) -> Result<(), CollectiveError> {
+        let result = transfer::run(self, schedule, bytes, values);
+        self.sequence += 1;
+        result
+    }
+
+    /// Adds up `values` where they lie in the ranks' memories; false where they do not lie there.
+    fn all_reduce_here(&mut self, op: Op, values: &mut [f32]) -> Result<bool, CollectiveError> {
+        let Some(mut host) = self.host.take_if(|host| host.has(values)) else { return Ok(false) };
+        let done = self.run(|ring| host.all_reduce(ring, op, values));
+        self.host = Some(host);
+        done.map(|()| true)
     }
 
     fn schedule(&self, op: Op, root: u32, total: usize) -> Schedule {
@@ -219,19 +229,28 @@ impl Collective for Ring {
     }
 
     fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), CollectiveError> {
-        self.run(Op::AllReduce, 0, bytemuck::cast_slice_mut(values), None)
+        if self.all_reduce_here(Op::AllReduce, values)? {
+            return Ok(());
+        }
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(values);
+        let schedule = self.schedule(Op::AllReduce, 0, bytes.len());
+        self.run(|ring| ring.transfer(schedule, bytes, None))
     }
 
     fn all_reduce_bf16(&mut self, values: &mut [f32]) -> Result<(), CollectiveError> {
+        if self.all_reduce_here(Op::AllReduceBf16, values)? {
+            return Ok(());
+        }
         let mut rounded = std::mem::take(&mut self.rounded);
         rounded.resize(values.len(), 0);
         // What is sent before anything has been added to it. The rest is rounded as it is added to, or comes from others.
         let unit = Op::AllReduceBf16.unit();
-        let first = self.schedule(Op::AllReduceBf16, 0, unit * values.len()).sent(0);
+        let schedule = self.schedule(Op::AllReduceBf16, 0, unit * values.len());
+        let first = schedule.sent(0);
         let first = first.start / unit..first.end / unit;
         bf16::round_all(&values[first.clone()], &mut rounded[first]);
         let bytes = bytemuck::cast_slice_mut(&mut rounded);
-        let done = self.run(Op::AllReduceBf16, 0, bytes, Some(values));
+        let done = self.run(|ring| ring.transfer(schedule, bytes, Some(values)));
         // Its own sums too, so that it has the same as the others.
         bf16::widen_all(&rounded, values);
         self.rounded = rounded;
@@ -245,7 +264,8 @@ impl Collective for Ring {
                 "broadcast from rank {root} in a world of {world}"
             )));
         }
-        self.run(Op::Broadcast, root, bytes, None)
+        let schedule = self.schedule(Op::Broadcast, root, bytes.len());
+        self.run(|ring| ring.transfer(schedule, bytes, None))
     }
 
     fn all_gather(&mut self, slots: &mut [u8]) -> Result<(), CollectiveError> {
@@ -255,7 +275,8 @@ impl Collective for Ring {
                 "all-gather of {bytes} bytes, which is not a multiple of the {world} ranks"
             )));
         }
-        self.run(Op::AllGather, 0, slots, None)
+        let schedule = self.schedule(Op::AllGather, 0, bytes);
+        self.run(|ring| ring.transfer(schedule, slots, None))
     }
 
     fn abort_handle(&self) -> AbortHandle {

@@ -58,6 +58,11 @@ impl Schedule {
         self.segment(self.rank + self.world - (step + 1) % self.world)
     }
 
+    /// The part of the buffer whose last term is added by `rank`, in an all-reduce.
+    pub(super) fn finished_by(&self, rank: u32) -> Range<usize> {
+        Self { rank, ..*self }.received(self.world - 2)
+    }
+
     /// Hops from the root to this rank.
     fn hops(&self) -> u32 {
         (self.rank + self.world - self.root) % self.world

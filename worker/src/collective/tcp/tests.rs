@@ -6,7 +6,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use super::*;
-use crate::collective::Solo;
+use crate::collective::{Region, Solo};
+use crate::torch;
 
 const TOKEN: [u8; 32] = [42; 32];
 
@@ -35,7 +36,7 @@ pub(super) fn membership(rank: usize, peers: &[SocketAddr], generation: u64) -> 
         next,
         generation,
         token: TOKEN,
-        near: true,
+        region: None,
     }
 }
 
@@ -44,7 +45,7 @@ pub(crate) fn in_world<T: Send>(world: usize, rank_main: impl Fn(&mut dyn Collec
     in_a_world(world, true, rank_main)
 }
 
-/// The same; neighbours read each other's memory only if they are `near`.
+/// The same; where ranks are `near`, what they add up lies in memory that they share.
 pub(crate) fn in_a_world<T: Send>(
     world: usize,
     near: bool,
@@ -59,18 +60,76 @@ pub(crate) fn in_a_world<T: Send>(
             .iter()
             .enumerate()
             .map(|(rank, listener)| {
-                let membership = Membership { near, ..membership(rank, &peers, 1) };
+                let (region, tensor) = shared(8 << 20);
+                let membership = Membership { region: near.then_some(region), ..membership(rank, &peers, 1) };
                 let rank_main = &rank_main;
                 scope.spawn(move || {
                     let abort = AbortHandle::new();
                     let mut ring = Ring::connect(listener, &membership, PATIENT, abort).unwrap();
-                    assert_eq!((ring.near.prev.is_some(), ring.near.next), (near, near));
-                    rank_main(&mut ring)
+                    assert_eq!(ring.host.is_some(), near);
+                    match near {
+                        true => rank_main(&mut InRegion(ring, tensor)),
+                        false => rank_main(&mut ring),
+                    }
                 })
             })
             .collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
+}
+
+/// Memory for `length` values that other ranks can map, and the values.
+pub(super) fn shared(length: usize) -> (Arc<Region>, tch::Tensor) {
+    let region = Region::new(length * size_of::<f32>()).unwrap();
+    let tensor = torch::over_region(&region).unwrap();
+    (region, tensor)
+}
+
+/// Copies what is to be added up into shared memory, and the sums back.
+struct InRegion(Ring, tch::Tensor);
+
+impl InRegion {
+    fn there(
+        &mut self,
+        values: &mut [f32],
+        sum: impl FnOnce(&mut Ring, &mut [f32]) -> Result<(), CollectiveError>,
+    ) -> Result<(), CollectiveError> {
+        let there = &mut torch::as_f32_mut(&mut self.1).unwrap()[..values.len()];
+        there.copy_from_slice(values);
+        sum(&mut self.0, there)?;
+        values.copy_from_slice(there);
+        Ok(())
+    }
+}
+
+impl Collective for InRegion {
+    fn rank(&self) -> u32 {
+        self.0.rank()
+    }
+
+    fn world(&self) -> u32 {
+        self.0.world()
+    }
+
+    fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), CollectiveError> {
+        self.there(values, |ring, there| ring.all_reduce(there))
+    }
+
+    fn all_reduce_bf16(&mut self, values: &mut [f32]) -> Result<(), CollectiveError> {
+        self.there(values, |ring, there| ring.all_reduce_bf16(there))
+    }
+
+    fn broadcast(&mut self, bytes: &mut [u8], root: u32) -> Result<(), CollectiveError> {
+        self.0.broadcast(bytes, root)
+    }
+
+    fn all_gather(&mut self, slots: &mut [u8]) -> Result<(), CollectiveError> {
+        self.0.all_gather(slots)
+    }
+
+    fn abort_handle(&self) -> AbortHandle {
+        self.0.abort_handle()
+    }
 }
 
 /// A value in (-1, 1) with all its mantissa bits in use, a function of rank and position.
@@ -116,34 +175,23 @@ fn sums_are_right_and_the_same_bits_on_every_rank() {
     }
 }
 
-/// As it is with two hosts, on which several ranks are each.
+/// Both in float32 and in bfloat16, in segments of more than one block.
 #[test]
-fn a_ring_of_near_and_far_neighbours_sums_the_same() {
-    let sums = |far: &[usize]| {
-        let (listeners, peers) = listeners(4);
-        std::thread::scope(|scope| {
-            let ranks: Vec<_> = (0..4)
-                .map(|rank| {
-                    let (listener, membership) = (&listeners[rank], membership(rank, &peers, 1));
-                    scope.spawn(move || {
-                        let mut ring =
-                            Ring::connect(listener, &membership, PATIENT, AbortHandle::new()).unwrap();
-                        // Both ends of a link are far.
-                        ring.near.next &= !far.contains(&rank);
-                        ring.near.prev = ring.near.prev.filter(|_| !far.contains(&((rank + 3) % 4)));
-                        let mut sums = values(ring.rank(), 300_001);
-                        ring.all_reduce(&mut sums).unwrap();
-                        ring.broadcast(bytemuck::cast_slice_mut(&mut sums), 2).unwrap();
-                        sums
-                    })
-                })
-                .collect();
-            ranks.into_iter().map(|rank| bits(&rank.join().unwrap())).collect::<Vec<_>>()
-        })
-    };
-    let near = sums(&[]);
-    assert!(near.iter().all(|rank| *rank == near[0]));
-    assert!(sums(&[1, 3]) == near && sums(&[0]) == near && sums(&[0, 1, 2, 3]) == near);
+fn ranks_that_share_memory_have_what_would_have_come_round() {
+    for world in [2, 3, 4] {
+        let results = |near| {
+            in_a_world(world, near, |collective| {
+                let mut sums = values(collective.rank(), 300_001);
+                collective.all_reduce(&mut sums).unwrap();
+                let mut rounded = values(collective.rank(), 300_001);
+                collective.all_reduce_bf16(&mut rounded).unwrap();
+                [bits(&sums), bits(&rounded)]
+            })
+        };
+        let (near, far) = (results(true), results(false));
+        assert!(near == far, "{world} ranks");
+        assert!(near.iter().all(|rank| *rank == near[0]), "{world} ranks");
+    }
 }
 
 /// Stands before `target` and hands everything on in pieces of 1 to 7 bytes. Returns its own address.
@@ -178,7 +226,7 @@ fn sums_do_not_depend_on_how_the_bytes_arrive() {
     let pieces: Vec<_> = peers.iter().copied().map(in_small_pieces).collect();
     std::thread::scope(|scope| {
         for (rank, listener) in listeners.iter().enumerate() {
-            let membership = Membership { near: false, ..membership(rank, &pieces, 1) };
+            let membership = membership(rank, &pieces, 1);
             scope.spawn(move || {
                 let mut ring = Ring::connect(listener, &membership, PATIENT, AbortHandle::new()).unwrap();
                 let mut sums = values(ring.rank(), 5001);
@@ -241,7 +289,15 @@ fn ranks_that_do_different_things_get_errors_instead_of_sums() {
         assert!(results.iter().all(Result::is_err), "{results:?}");
         assert!(results.iter().any(|r| matches!(r, Err(CollectiveError::OutOfStep { .. }))), "{results:?}");
     };
-    out_of_step(in_world(3, |c| c.all_reduce(&mut vec![1.0; if c.rank() == 1 { 8 } else { 7 }])));
+    for (length, longer) in [(7, 8), (300_000, 300_001), (7, 300_000)] {
+        out_of_step(in_world(3, |c| {
+            c.all_reduce(&mut vec![1.0; if c.rank() == 1 { longer } else { length }])
+        }));
+    }
+    out_of_step(in_world(3, |c| match c.rank() {
+        1 => c.all_reduce_bf16(&mut [1.0; 100_000]),
+        _ => c.all_reduce(&mut [1.0; 100_000]),
+    }));
     out_of_step(in_world(3, |c| if c.rank() == 2 { c.barrier() } else { c.all_reduce(&mut [1.0; 100]) }));
 }
 

@@ -4,10 +4,6 @@
 //! what the previous one has sent is taken and added, and only where neither moves does it wait, on both
 //! sockets at once. The kernel's socket buffers are the queue between sending and adding. Nothing is allocated unless
 //! it fails.
-//!
-//! To a rank that reads this one's memory (see `near`) goes a mark for each chunk that it may read, in place of the
-//! chunk. It thanks when it has read all: until then the buffer stays as it is. What is overwritten before that are
-//! sums that come round again, and were made of what had been read.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::ops::Range;
@@ -17,7 +13,6 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::frame::{HEADER_BYTES, Header};
-use super::near::Memory;
 use super::schedule::Schedule;
 use super::{Link, Ring};
 use crate::collective::{CollectiveError, bf16};
@@ -25,12 +20,6 @@ use crate::collective::{CollectiveError, bf16};
 /// Most bytes that are received before the next look at the sender: small enough that what was just
 /// added is still in the cache when it is sent on, large enough that system calls do not count.
 pub(super) const CHUNK_BYTES: usize = 256 << 10;
-
-/// What says that one more chunk may be read, as many as are sent at a time.
-const MARKS: [u8; 64] = [1; 64];
-
-/// What says that all has been read.
-const THANKS: [u8; 1] = [2];
 
 /// Runs this rank's part of `schedule` over `bytes`, which are floats where the schedule adds; or else `values` are, in
 /// which sums are kept, and `bytes` what they are rounded to.
@@ -40,76 +29,26 @@ pub(super) fn run(
     bytes: &mut [u8],
     mut values: Option<&mut [f32]>,
 ) -> Result<(), CollectiveError> {
-    let address = if ring.near.next { bytes.as_ptr().addr() as u64 } else { 0 };
-    let mut sending = Progress::new(ring, schedule, schedule.sends(), Schedule::sent, ring.near.next);
-    sending.header.memory = address;
-    let near = ring.near.prev.is_some();
+    let mut sending = Progress::new(ring, schedule, schedule.sends(), Schedule::sent);
     let mut receiving = Receiving {
-        progress: Progress::new(ring, schedule, schedule.receives(), Schedule::received, near),
-        memory: ring.near.prev,
+        progress: Progress::new(ring, schedule, schedule.receives(), Schedule::received),
         header: [0; HEADER_BYTES],
-        address: 0,
-        marks: 0,
         torn: 0,
     };
-    let mut thanks =
-        Thanks { owed: near && !receiving.progress.finished(), due: ring.near.next && !sending.finished() };
-    while !(sending.finished() && receiving.progress.finished() && thanks == Thanks::DONE) {
+    while !(sending.finished() && receiving.progress.finished()) {
         ring.abort.check()?;
         let sent = sending.send(&ring.next, &receiving.progress, bytes)?;
         let received = receiving.receive(&ring.prev, &mut ring.scratch, bytes, values.as_deref_mut())?;
-        let thanked = thanks.exchange(ring, &sending, &receiving.progress)?;
-        if !sent && !received && !thanked {
-            wait(ring, &sending, &receiving.progress, thanks)?;
+        if !sent && !received {
+            wait(ring, &sending, &receiving.progress)?;
         }
     }
     Ok(())
 }
 
-/// What is still to be said at the end of an operation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Thanks {
-    /// To the previous rank, whose memory is read.
-    owed: bool,
-    /// From the next one.
-    due: bool,
-}
-
-impl Thanks {
-    const DONE: Self = Self { owed: false, due: false };
-
-    /// True where something was said or heard.
-    fn exchange(
-        &mut self,
-        ring: &Ring,
-        sending: &Progress,
-        receiving: &Progress,
-    ) -> Result<bool, CollectiveError> {
-        let before = *self;
-        if self.owed && receiving.finished() {
-            // It is the only byte on its way: there is room.
-            (&*ring.prev.stream).write_all(&THANKS).map_err(|e| receiving.lost(&ring.prev, "ending", e))?;
-            self.owed = false;
-        }
-        if self.due && sending.finished() {
-            let mut heard = [0];
-            match (&*ring.next.stream).read(&mut heard) {
-                Ok(0) => return Err(sending.lost(&ring.next, "ending", closed())),
-                Ok(_) if heard == THANKS => self.due = false,
-                Ok(_) => return Err(out_of_step(&ring.next, "thanks", "something else")),
-                Err(e) if would_wait(&e) => {}
-                Err(e) => return Err(sending.lost(&ring.next, "ending", e)),
-            }
-        }
-        Ok(*self != before)
-    }
-}
-
 /// How far one direction has come.
 struct Progress {
     schedule: Schedule,
-    /// Marks go over the wire, and not the bytes.
-    near: bool,
     /// The part of the buffer that a step of this direction moves.
     part_of: fn(&Schedule, u32) -> Range<usize>,
     /// The current step to the last.
@@ -129,7 +68,6 @@ impl Progress {
         schedule: Schedule,
         steps: Range<u32>,
         part_of: fn(&Schedule, u32) -> Range<usize>,
-        near: bool,
     ) -> Self {
         let header = Header {
             op: schedule.op,
@@ -137,10 +75,9 @@ impl Progress {
             generation: ring.member.generation,
             sequence: ring.sequence,
             total: schedule.total as u64,
-            memory: 0,
         };
         let part = part_of(&schedule, steps.start);
-        Self { schedule, near, part_of, steps, header, part, headed: 0, done: 0 }
+        Self { schedule, part_of, steps, header, part, headed: 0, done: 0 }
     }
 
     fn finished(&self) -> bool {
@@ -165,16 +102,9 @@ impl Progress {
             self.part.len()
         } else if receiving.steps.start < needed {
             0
-        } else if self.near && receiving.done < self.part.len() {
-            receiving.done / CHUNK_BYTES * CHUNK_BYTES
         } else {
             receiving.done
         }
-    }
-
-    /// Marks for the part from `done` to `end`, which is at a whole chunk or at the part's end.
-    fn marks(&self, end: usize) -> usize {
-        (end - self.done).div_ceil(CHUNK_BYTES).min(MARKS.len())
     }
 
     /// True where there is something to send now. A header goes with its first bytes, not before them;
@@ -190,18 +120,12 @@ impl Progress {
         }
         let header = self.header.encode();
         let ready = self.ready(receiving);
-        let body = match self.near {
-            true => &MARKS[..self.marks(ready)],
-            false => &bytes[self.part.start + self.done..self.part.start + ready],
-        };
+        let body = &bytes[self.part.start + self.done..self.part.start + ready];
         match (&*next.stream).write_vectored(&[IoSlice::new(&header[self.headed..]), IoSlice::new(body)]) {
             Ok(n) => {
                 let head = n.min(HEADER_BYTES - self.headed);
                 self.headed += head;
-                self.done += match self.near {
-                    true => ((n - head) * CHUNK_BYTES).min(self.part.len() - self.done),
-                    false => n - head,
-                };
+                self.done += n - head;
                 self.settle();
                 Ok(true)
             }
@@ -222,11 +146,6 @@ impl Progress {
 /// The receiving direction.
 struct Receiving {
     progress: Progress,
-    /// Of the previous rank, where it can be read, and where its buffer lies there.
-    memory: Option<Memory>,
-    address: u64,
-    /// Marks of chunks that have not been read.
-    marks: usize,
     /// As much of the current step's header as has come.
     header: [u8; HEADER_BYTES],
     /// Bytes of a number whose rest has not come; they lie at the front of the scratch.
@@ -252,7 +171,7 @@ impl Receiving {
             };
             self.progress.headed += received;
             if self.progress.headed == HEADER_BYTES {
-                self.address = check_header(&self.header, self.progress.header, prev, self.memory.is_some())?;
+                check_header(&self.header, self.progress.header, prev)?;
             }
             self.progress.settle();
             return Ok(true);
@@ -262,10 +181,7 @@ impl Receiving {
         let adds = self.progress.schedule.adds(self.progress.steps.start);
         let arrived: &mut [u8] = bytemuck::cast_slice_mut(scratch);
         let into = if adds { &mut arrived[self.torn..end - at] } else { &mut bytes[at..end] };
-        let received = match self.memory {
-            Some(memory) => self.read_near(prev, memory, at, into)?,
-            None => read(prev, into).map_err(|e| self.progress.lost(prev, "receiving", e))?,
-        };
+        let received = read(prev, into).map_err(|e| self.progress.lost(prev, "receiving", e))?;
         let Some(received) = received else { return Ok(false) };
         if adds {
             let unit = self.progress.schedule.op.unit();
@@ -287,32 +203,6 @@ impl Receiving {
         self.progress.settle();
         Ok(true)
     }
-
-    /// As [`read`], from the previous rank's memory: `into` is filled where the chunk `at` may be read.
-    fn read_near(
-        &mut self,
-        prev: &Link,
-        memory: Memory,
-        at: usize,
-        into: &mut [u8],
-    ) -> Result<Option<usize>, CollectiveError> {
-        let lost = |progress: &Progress, error| progress.lost(prev, "receiving", error);
-        if self.marks == 0 {
-            let mut heard = [0; MARKS.len()];
-            let most = self.progress.marks(self.progress.part.len());
-            let Some(marks) = read(prev, &mut heard[..most]).map_err(|e| lost(&self.progress, e))? else {
-                return Ok(None);
-            };
-            if heard[..marks] != MARKS[..marks] {
-                return Err(out_of_step(prev, "marks of chunks", "something else"));
-            }
-            self.marks = marks;
-        }
-        let address = self.address.wrapping_add(at as u64);
-        memory.read(address, into).map_err(|e| lost(&self.progress, e))?;
-        self.marks -= 1;
-        Ok(Some(into.len()))
-    }
 }
 
 /// How many bytes the previous rank has sent, into `target`; none where there are none yet.
@@ -326,7 +216,7 @@ fn read(prev: &Link, target: &mut [u8]) -> io::Result<Option<usize>> {
 }
 
 /// Adds `values` to `sums`, which are as long.
-fn add(sums: &mut [f32], values: &[f32]) {
+pub(super) fn add(sums: &mut [f32], values: &[f32]) {
     for (sum, value) in sums.iter_mut().zip(values) {
         *sum += value;
     }
@@ -340,36 +230,24 @@ fn add_rounded(sums: &mut [f32], rounded: &mut [u16], added: &[u16]) {
     }
 }
 
-/// Refuses the header of anything but the step that is due; returns where the sender's buffer lies in its memory.
-fn check_header(
-    bytes: &[u8; HEADER_BYTES],
-    due: Header,
-    prev: &Link,
-    near: bool,
-) -> Result<u64, CollectiveError> {
+/// Refuses the header of anything but the step that is due.
+fn check_header(bytes: &[u8; HEADER_BYTES], due: Header, prev: &Link) -> Result<(), CollectiveError> {
     let found = match Header::decode(bytes) {
-        Some(header) if (Header { memory: 0, ..header }) == due && near == (header.memory != 0) => {
-            return Ok(header.memory);
-        }
+        Some(header) if header == due => return Ok(()),
         Some(header) => header.to_string(),
         None => "bytes that are not a header".to_owned(),
     };
     Err(out_of_step(prev, &due.to_string(), &found))
 }
 
-fn out_of_step(link: &Link, expected: &str, found: &str) -> CollectiveError {
+pub(super) fn out_of_step(link: &Link, expected: &str, found: &str) -> CollectiveError {
     let (rank, address) = (link.rank, link.address);
     CollectiveError::OutOfStep { rank, address, expected: expected.to_owned(), found: found.to_owned() }
 }
 
 /// Waits until one of the directions can move. Sees the next rank leave even while there is nothing to
 /// send to it.
-fn wait(
-    ring: &Ring,
-    sending: &Progress,
-    receiving: &Progress,
-    thanks: Thanks,
-) -> Result<(), CollectiveError> {
+fn wait(ring: &Ring, sending: &Progress, receiving: &Progress) -> Result<(), CollectiveError> {
     // A neighbour to which nothing is left to be done may leave, so a direction that is through is not
     // looked at: its place is taken by the abort's socket once more.
     let wake = PollFd::new(ring.wake.as_fd(), PollFlags::POLLIN);
@@ -378,7 +256,7 @@ fn wait(
         false => PollFd::new(ring.prev.stream.as_fd(), PollFlags::POLLIN),
     };
     let to_next = match (sending.finished(), sending.can_send(receiving)) {
-        (true, _) if !thanks.due => wake.clone(),
+        (true, _) => wake.clone(),
         (false, true) => PollFd::new(ring.next.stream.as_fd(), PollFlags::POLLIN | PollFlags::POLLOUT),
         _ => PollFd::new(ring.next.stream.as_fd(), PollFlags::POLLIN),
     };

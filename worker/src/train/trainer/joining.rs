@@ -38,7 +38,7 @@ impl Trainer<'_> {
             next: resolved(next)?,
             generation: generation.0,
             token: token.0,
-            near: true,
+            region: self.learner.region().cloned(),
         };
         let peer = self.setup.config.cluster.ring_timeout;
         let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX);
