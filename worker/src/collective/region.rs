@@ -108,7 +108,7 @@ impl Peer {
     /// Whether it has `length` bytes that begin at `offset`, which is that of a float.
     pub fn has(&self, offset: u64, length: u64) -> bool {
         let end = offset.checked_add(length);
-        offset % align_of::<f32>() as u64 == 0
+        offset.is_multiple_of(align_of::<f32>() as u64)
             && end.is_some_and(|end| end <= (self.map.len() - HEADER_BYTES) as u64)
     }
 
