@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{MmapMut, MmapOptions, MmapRaw};
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::Pid;
@@ -18,29 +18,42 @@ const HEADER_BYTES: usize = 4096;
 /// A random word that no other block has.
 type Word = [u8; WORD_BYTES];
 
-/// A block of this process that others of the same user on the same host can map. Zeroed when it is new.
+/// A block of this process that others of the same user on the same host can map, where the system allows it. Zeroed when
+/// it is new.
 #[derive(Debug)]
 pub struct Region {
-    file: File,
     map: MmapRaw,
-    word: Word,
+    /// By which others find it, and the word in it.
+    shared: Option<(File, Word)>,
 }
 
 impl Region {
     /// A block for `bytes` bytes. It has memory where it has been written to.
     ///
     /// # Errors
-    /// The system gives none.
+    /// There is not so much.
     pub fn new(bytes: usize) -> io::Result<Arc<Self>> {
+        let length = HEADER_BYTES + bytes;
+        let region = Self::shared(length).or_else(|error| {
+            // Such as a limit on the size of files, which this counts as.
+            tracing::warn!(
+                "no memory can be shared with other workers of this host ({error}): gradients are sent"
+            );
+            Ok::<_, io::Error>(Self { map: MmapMut::map_anon(length)?.into(), shared: None })
+        })?;
+        Ok(Arc::new(region))
+    }
+
+    fn shared(length: usize) -> io::Result<Self> {
         let file = File::from(memfd_create("relabel", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
-        file.set_len((HEADER_BYTES + bytes) as u64)?;
+        file.set_len(length as u64)?;
         // Whoever maps it may rely on its length.
         fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW))?;
         let map = MmapOptions::new().map_raw(&file)?;
         let mut word = [0; WORD_BYTES];
         getrandom::fill(&mut word).map_err(io::Error::other)?;
         std::os::unix::fs::FileExt::write_all_at(&file, &word, 0)?;
-        Ok(Arc::new(Self { file, map, word }))
+        Ok(Self { map, shared: Some((file, word)) })
     }
 
     /// Where its bytes begin.
@@ -63,12 +76,14 @@ impl Region {
         (offset + bytes.len() <= self.len()).then_some(offset)
     }
 
-    /// How others find it.
+    /// How others find it; zeros where they cannot.
     pub fn offer(&self) -> [u8; OFFER_BYTES] {
         let mut bytes = [0; OFFER_BYTES];
-        bytes[0..4].copy_from_slice(&Pid::this().as_raw().to_le_bytes());
-        bytes[4..8].copy_from_slice(&self.file.as_raw_fd().to_le_bytes());
-        bytes[8..].copy_from_slice(&self.word);
+        if let Some((file, word)) = &self.shared {
+            bytes[0..4].copy_from_slice(&Pid::this().as_raw().to_le_bytes());
+            bytes[4..8].copy_from_slice(&file.as_raw_fd().to_le_bytes());
+            bytes[8..].copy_from_slice(word);
+        }
         bytes
     }
 }
@@ -144,6 +159,7 @@ mod tests {
         for (offset, length) in [(0, 10_001), (4, 9_997), (2, 4), (u64::MAX - 3, 8), (20_000, 4)] {
             assert!(!peer.has(offset, length), "{offset}, {length}");
         }
+        assert!(Peer::open(&[0; OFFER_BYTES]).is_err(), "what nobody can find");
         // Another word, another process, other things under a descriptor.
         for (at, byte) in [(8, offer[8] ^ 1), (0, offer[0] ^ 1), (4, 0), (7, 0x7f), (3, 0xff)] {
             let mut other = offer;
@@ -162,6 +178,6 @@ mod tests {
         assert_eq!(region.offset_of(&[0; 4]), None);
         assert_eq!(Region::new(16).unwrap().offset_of(bytes), None);
         // Nobody can take it away from those who have mapped it.
-        assert!(region.file.set_len(0).is_err());
+        assert!(region.shared.as_ref().unwrap().0.set_len(0).is_err());
     }
 }
