@@ -55,8 +55,8 @@ pub enum TorchError {
         "a tensor of {kind:?} on {device:?}, contiguous: {contiguous}, is not a slice of {wanted} in {memory}"
     )]
     NotASlice { wanted: &'static str, memory: &'static str, kind: Kind, device: Device, contiguous: bool },
-    /// The system gives no memory that processes can share.
-    #[error("no memory for the gradients")]
+    /// There is not as much memory as the gradients take.
+    #[error("no memory for the gradients: {0}")]
     Region(#[source] std::io::Error),
     /// The values do not fill the shape.
     #[error("{bytes} bytes do not fill a tensor of shape {shape:?} and kind {kind:?}")]

@@ -145,7 +145,9 @@ impl Host {
     fn values(&self, other: u32, part: Range<usize>) -> &[f32] {
         let offset = self.places[other as usize].offset as usize + size_of::<f32>() * part.start;
         // SAFETY: when they met each was seen to have its values, of the same number. From one meeting to the next a
-        // rank writes only the segment that it adds up, which nobody reads then, and after that all but that one.
+        // rank writes only the segment that it adds up, which nobody reads then, and after that all but that one. One
+        // that has failed may write anywhere: what was read of it is any float, and the next meeting fails, so that
+        // nobody uses it.
         unsafe { self.peers[other as usize].floats(offset, part.len()) }
     }
 
