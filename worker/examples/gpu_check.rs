@@ -111,8 +111,8 @@ fn forward_and_backward(device: Device, precision: Precision) -> Result<(Tensor,
     let x = torch::to_device(&image_batch(&images(IMAGES), IMAGES as i64, SIDE)?, device)?;
     let target =
         torch::to_device(&torch::from_f32(&targets(IMAGES), &[IMAGES as i64, CLASSES as i64])?, device)?;
-    let logits = model.forward(&x, true);
-    soft_cross_entropy(&logits, &target).backward();
+    let logits = model.forward(&x, true)?;
+    soft_cross_entropy(&logits, &target)?.backward();
     let gradients: Vec<Tensor> = model.parameters().iter().map(|(_, p)| p.grad().reshape([-1])).collect();
     let here = |tensor: Tensor| torch::to_device(&tensor.detach().to_kind(Kind::Float), Device::Cpu);
     Ok((here(logits)?, here(Tensor::cat(&gradients, 0))?))

@@ -131,10 +131,13 @@ fn run(args: &ParityArgs) -> Result<(), ParityError> {
             model.to_channels_last()?;
             x = worker::torch::to_channels_last(&x).map_err(ModelError::from)?;
         }
-        results.push(("logits_eval".to_owned(), tch::no_grad(|| model.forward(&x, false))));
+        results.push((
+            "logits_eval".to_owned(),
+            tch::no_grad(|| model.forward(&x, false)).map_err(ModelError::from)?,
+        ));
         tch::manual_seed(args.seed);
-        let logits = model.forward(&x, true);
-        let loss = soft_cross_entropy(&logits, &target);
+        let logits = model.forward(&x, true).map_err(ModelError::from)?;
+        let loss = soft_cross_entropy(&logits, &target).map_err(ModelError::from)?;
         loss.backward();
         model.count_step();
         results.push(("logits".to_owned(), logits.detach()));

@@ -113,8 +113,8 @@ impl Loader {
 fn answers(network: &Network, pixels: &[f32], n: usize, top: u32) -> Result<Vec<Vec<Seen>>> {
     let x = image_batch(pixels, n as i64, i64::from(network.transform.image_size))?;
     let k = i64::from(top).min(network.model.classes());
+    let all = tch::no_grad(|| network.model.forward(&x, false))?.to_kind(Kind::Float);
     let (logits, classes, probabilities) = tch::no_grad(|| {
-        let all = network.model.forward(&x, false).to_kind(Kind::Float);
         let (logits, classes) = all.topk(k, -1, true, true);
         let probabilities = all.softmax(-1, Kind::Float).gather(-1, &classes, false);
         (logits, classes, probabilities)

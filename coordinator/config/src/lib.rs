@@ -247,8 +247,8 @@ pub struct Compute {
     pub precision: PrecisionChoice,
     /// What gradients are sent in.
     pub wire: Wire,
-    /// Images that a worker takes through the network at once; 0 for all of its slice.
-    pub micro_batch: u32,
+    /// Images that a worker takes through the network at once; 0 for all of its slice, -1 for as many as fit its memory.
+    pub micro_batch: i64,
     /// Loader threads of one worker at most; never more than its share of the machine's cores.
     pub num_workers: u32,
 }

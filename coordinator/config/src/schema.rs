@@ -306,8 +306,8 @@ static SCHEMA: &[Setting] = settings! {
         "What convolutions and products compute in; auto: fp32 on a CPU, as opt_level says on a GPU";
     "compute.wire", Kind::Choice(&["fp32", "bf16"]), |c| text(c.compute.wire.name()),
         "What gradients are sent in between workers; bf16 halves the bytes and rounds each sum";
-    "compute.micro_batch", count(0), |c| Value::Whole(c.compute.micro_batch.into()),
-        "Images a worker takes through the network at once, which saves memory; 0 for all of its slice";
+    "compute.micro_batch", Kind::Whole { min: -1, max: u32::MAX as i64, optional: false }, |c| Value::Whole(c.compute.micro_batch),
+        "Images a worker takes at once; 0 for all of its slice, -1 (--auto-batch) for as many as fit";
     "compute.num_workers", count(1), |c| Value::Whole(c.compute.num_workers.into()),
         "Loader threads of one worker at most; never more than its share of the cores";
 

@@ -18,12 +18,15 @@ pub(crate) struct ConfigFile {
     pub(crate) config: Option<PathBuf>,
 }
 
+/// Short for `--compute.micro_batch -1`.
+const AUTO_BATCH: &str = "--auto-batch";
+
 /// Overrides as (dotted key, value), and what is left of the command line.
 pub type Split = (Vec<(String, String)>, Vec<OsString>);
 
-/// Takes every `--section.key VALUE` and `--section.key=VALUE` out of `args` (with or without the program's
-/// name in front), and leaves the rest for clap in its order. A key of True or False may stand alone: it means
-/// True. What follows a bare `--` is left alone.
+/// Takes every `--section.key VALUE` and `--section.key=VALUE`, and `--auto-batch`, out of `args` (with or without the
+/// program's name in front), and leaves the rest for clap in its order. A key of True or False may stand alone: it
+/// means True. What follows a bare `--` is left alone.
 ///
 /// # Errors
 /// A dotted flag without a value, or with one that is not Unicode. Whether its key exists is [`super::load`]'s to
@@ -39,6 +42,10 @@ pub fn split_dotted(args: impl IntoIterator<Item = OsString>) -> Result<Split, C
             break;
         }
         let shown = arg.to_string_lossy();
+        if arg == AUTO_BATCH {
+            overrides.push(("compute.micro_batch".to_owned(), "-1".to_owned()));
+            continue;
+        }
         let Some((key, inline)) = dotted(&shown) else {
             rest.push(arg);
             continue;

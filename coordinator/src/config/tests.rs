@@ -343,6 +343,7 @@ fn dotted_flags_are_taken_out_and_the_rest_keeps_its_order() {
         "-1",
         "--optim.wd.base=1e-4",
         "--optim.nesterov",
+        "--auto-batch",
         "--data.relabel.path=a=b",
         "--local",
         "--data.relabel.use",
@@ -358,6 +359,7 @@ fn dotted_flags_are_taken_out_and_the_rest_keeps_its_order() {
         ("compute.seed", "-1"),
         ("optim.wd.base", "1e-4"),
         ("optim.nesterov", "True"),
+        ("compute.micro_batch", "-1"),
         ("data.relabel.path", "a=b"),
         ("data.relabel.use", "True"),
     ];

@@ -153,7 +153,7 @@ impl Annotator {
         ensure!(channels == wanted, "the feature map has {channels} channels, but --head is for {wanted}");
         features
             .f_conv2d(weight, Some(bias), [1, 1], [0, 0], [1, 1], 1)
-            .map_err(|source| TorchError::Tch { operation: "apply the head to each cell", source }.into())
+            .map_err(|error| TorchError::during("apply the head to each cell")(error).into())
     }
 }
 

@@ -91,6 +91,6 @@ impl State {
     }
 }
 
-fn not_copied(source: tch::TchError) -> CheckpointError {
-    CheckpointError::Snapshot(TorchError::Tch { operation: "copy a tensor", source })
+fn not_copied(error: tch::TchError) -> CheckpointError {
+    CheckpointError::Snapshot(TorchError::during("copy a tensor")(error))
 }

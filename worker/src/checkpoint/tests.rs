@@ -103,7 +103,9 @@ fn goes_on(optimizer: OptimizerKind, averaged: bool) {
         for (_, parameter) in model.parameters() {
             parameter.shallow_clone().zero_grad();
         }
-        crate::train::loss::soft_cross_entropy(&model.forward(&x, true), &target).backward();
+        crate::train::loss::soft_cross_entropy(&model.forward(&x, true).unwrap(), &target)
+            .unwrap()
+            .backward();
         optimizer.step(0.05).unwrap();
         ema.iter_mut().for_each(|ema| ema.update(model));
     };

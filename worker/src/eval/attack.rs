@@ -11,16 +11,16 @@ use crate::torch::TorchError;
 /// `[n, 3, H, W]`, `classes` `[n]`. `answers` turns the logits into those that are judged.
 ///
 /// # Errors
-/// No memory for the backward pass.
+/// No memory for the passes.
 pub fn direction(
     model: &Model,
     x: &Tensor,
     classes: &Tensor,
     answers: impl Fn(Tensor) -> Tensor,
 ) -> Result<Tensor, TorchError> {
-    let failed = |source| TorchError::Tch { operation: "compute the gradient of the pixels", source };
+    let failed = TorchError::during("compute the gradient of the pixels");
     let x = x.detach().set_requires_grad(true);
-    let log_probabilities = answers(model.forward(&x, false)).log_softmax(-1, Kind::Float);
+    let log_probabilities = answers(model.forward(&x, false)?).log_softmax(-1, Kind::Float);
     // A sum, so that an image's gradient does not depend on its batch; its scale has no part in the sign.
     let loss = -log_probabilities.gather(1, &classes.unsqueeze(1), false).sum(Kind::Float);
     let gradients = Tensor::f_run_backward(&[loss], &[&x], false, false).map_err(failed)?;

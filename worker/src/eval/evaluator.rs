@@ -314,7 +314,7 @@ fn add_batch(
     let (n, size) = (batch.classes.len() as i64, i64::from(network.transform.image_size));
     let x = image_batch(&batch.images, n, size)?;
     let classes = Tensor::from_slice(&batch.classes);
-    let logits = tch::no_grad(|| answers(model.forward(&x, false)));
+    let logits = tch::no_grad(|| model.forward(&x, false).map(answers))?;
     found.counts += count_logits(&logits, &classes);
     if found.real.is_some() || found.multi_label.is_some() {
         let firsts = Vec::<i64>::try_from(logits.argmax(-1, false)).map_err(EvalError::Answers)?;
@@ -332,7 +332,7 @@ fn add_batch(
         let direction = attack::direction(model, &x, &classes, answers)?;
         for (epsilon, counts) in &mut found.attacked {
             let moved = attack::perturb(&x, &direction, *epsilon);
-            let logits = tch::no_grad(|| answers(model.forward(&moved, false)));
+            let logits = tch::no_grad(|| model.forward(&moved, false).map(answers))?;
             *counts += count_logits(&logits, &classes);
         }
     }

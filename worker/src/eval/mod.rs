@@ -35,7 +35,7 @@ use crate::torch::{self, TorchError};
 pub fn count(model: &Model, batch: &EvalBatch, size: u32) -> Result<Counts, TorchError> {
     let n = batch.classes.len() as i64;
     let x = torch::to_device(&image_batch(&batch.images, n, i64::from(size))?, model.device())?;
-    let logits = tch::no_grad(|| model.forward(&x, false));
+    let logits = tch::no_grad(|| model.forward(&x, false))?;
     let classes = torch::to_device(&Tensor::from_slice(&batch.classes), model.device())?;
     Ok(count_logits(&logits, &classes))
 }

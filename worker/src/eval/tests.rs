@@ -223,7 +223,8 @@ fn the_attack_moves_each_pixel_by_epsilon_within_its_range_and_raises_the_loss()
     let back = &moved * &deviation + &mean;
     assert!((back - &expected).abs().max().double_value(&[]) < 1e-6);
     assert!((&expected - &pixels).abs().max().double_value(&[]) > 0.9 * epsilon);
-    let loss = |x: &Tensor| count_logits(&tch::no_grad(|| model.forward(x, false)), &classes).loss_sum;
+    let loss =
+        |x: &Tensor| count_logits(&tch::no_grad(|| model.forward(x, false).unwrap()), &classes).loss_sum;
     assert!(loss(&moved) > loss(&x), "{} {}", loss(&moved), loss(&x));
     // One image's direction does not depend on what else is in the batch.
     let alone = attack::direction(&model, &x.narrow(0, 1, 1), &classes.narrow(0, 1, 1), |l| l).unwrap();

@@ -7,6 +7,7 @@ use tch::Tensor;
 use super::layers::{
     After, BatchNormOptions, Conv2d, ConvBn, Layer, Linear, Visitor, join, stochastic_depth,
 };
+use crate::torch::TorchError;
 
 /// How B0 is scaled: name, multipliers of its widths and depths, dropout before the classifier.
 type Row = (&'static str, f64, f64, f64);
@@ -80,9 +81,9 @@ impl SqueezeExcitation {
 }
 
 impl Layer for SqueezeExcitation {
-    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let squeezed = self.fc1.forward(&x.adaptive_avg_pool2d([1, 1]), train).silu();
-        self.fc2.forward(&squeezed, train).sigmoid() * x
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor, TorchError> {
+        let squeezed = self.fc1.forward(&x.f_adaptive_avg_pool2d([1, 1])?, train)?.f_silu()?;
+        Ok(self.fc2.forward(&squeezed, train)?.f_sigmoid()?.f_mul(x)?)
     }
 
     fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {
@@ -125,13 +126,16 @@ impl MbConv {
 }
 
 impl Layer for MbConv {
-    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let expanded = self.expand.as_ref().map(|expand| expand.forward(x, train, After::NOTHING).silu());
-        let y = self.depthwise.forward(expanded.as_ref().unwrap_or(x), train, After::NOTHING).silu();
-        let y = self.project.forward(&self.excite.forward(&y, train), train, After::NOTHING);
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor, TorchError> {
+        let expanded = match &self.expand {
+            Some(expand) => &expand.forward(x, train, After::NOTHING)?.f_silu()?,
+            None => x,
+        };
+        let y = self.depthwise.forward(expanded, train, After::NOTHING)?.f_silu()?;
+        let y = self.project.forward(&self.excite.forward(&y, train)?, train, After::NOTHING)?;
         match self.residual {
-            true => stochastic_depth(y, self.drop, train) + x,
-            false => y,
+            true => Ok(stochastic_depth(y, self.drop, train)?.f_add(x)?),
+            false => Ok(y),
         }
     }
 
@@ -207,23 +211,23 @@ impl EfficientNet {
     }
 
     /// Images `[B, 3, H, W]` to features `[B, C, H/32, W/32]`, rounded up.
-    fn body(&self, x: &Tensor, train: bool) -> Tensor {
-        let mut y = self.stem.forward(x, train, After::NOTHING).silu();
+    fn body(&self, x: &Tensor, train: bool) -> Result<Tensor, TorchError> {
+        let mut y = self.stem.forward(x, train, After::NOTHING)?.f_silu()?;
         for block in self.stages.iter().flatten() {
-            y = block.forward(&y, train);
+            y = block.forward(&y, train)?;
         }
-        self.last.forward(&y, train, After::NOTHING).silu()
+        Ok(self.last.forward(&y, train, After::NOTHING)?.f_silu()?)
     }
 }
 
 impl Layer for EfficientNet {
-    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let pooled = self.body(x, train).adaptive_avg_pool2d([1, 1]).flatten(1, -1);
-        self.classifier.forward(&pooled.dropout(self.dropout, train), train)
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor, TorchError> {
+        let pooled = self.body(x, train)?.f_adaptive_avg_pool2d([1, 1])?.f_flatten(1, -1)?;
+        self.classifier.forward(&pooled.f_dropout(self.dropout, train)?, train)
     }
 
-    fn features(&self, images: &Tensor) -> Option<Tensor> {
-        Some(self.body(images, false))
+    fn features(&self, images: &Tensor) -> Result<Option<Tensor>, TorchError> {
+        self.body(images, false).map(Some)
     }
 
     fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {

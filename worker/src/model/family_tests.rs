@@ -17,7 +17,9 @@ fn model(arch: &str) -> Model {
     let [warm, mut model] = [newest, BatchNormOptions { frozen: true, ..newest }]
         .map(|options| build(arch, 10, options, Device::Cpu, 7).unwrap());
     let _ = seeded(2, || {
-        tch::no_grad(|| warm.forward(&Tensor::randn([8, 3, 64, 64], (Kind::Float, Device::Cpu)), true))
+        tch::no_grad(|| {
+            warm.forward(&Tensor::randn([8, 3, 64, 64], (Kind::Float, Device::Cpu)), true).unwrap()
+        })
     });
     model.load_state_dict(&warm.state_dict()).unwrap();
     model
@@ -50,8 +52,8 @@ fn channels_last_computes_the_same_in_every_family() {
         let run = |model: &Model, x: &Tensor| {
             // Fresh gradients: a depthwise weight has both memory formats at once and keeps its old one.
             let _flat = FlatGradients::new(model, 0).unwrap();
-            let logits = seeded(1, || model.forward(x, true));
-            soft_cross_entropy(&logits, &target).backward();
+            let logits = seeded(1, || model.forward(x, true).unwrap());
+            soft_cross_entropy(&logits, &target).unwrap().backward();
             (logits.detach(), gradient(model, name))
         };
         let x = noise(2);
@@ -74,7 +76,7 @@ fn random_layers_are_on_in_training_only_and_follow_the_seed() {
     let x = noise(4);
     for (arch, random) in ONE_OF_EACH.into_iter().zip([false, true, true]) {
         let model = model(arch);
-        let run = |seed, train| seeded(seed, || tch::no_grad(|| model.forward(&x, train)));
+        let run = |seed, train| seeded(seed, || tch::no_grad(|| model.forward(&x, train).unwrap()));
         assert_eq!(far(&run(1, false), &run(2, false)), 0.0, "{arch}");
         assert_eq!(far(&run(1, true), &run(1, true)), 0.0, "{arch}");
         assert_eq!(far(&run(1, true), &run(2, true)) > 1e-3, random, "{arch}");
@@ -85,7 +87,8 @@ fn random_layers_are_on_in_training_only_and_follow_the_seed() {
 #[test]
 fn stochastic_depth_leaves_out_whole_rows_and_keeps_the_mean() {
     let ones = Tensor::ones([4000, 2, 3, 1], (Kind::Float, Device::Cpu));
-    let rows = seeded(5, || layers::stochastic_depth(ones.shallow_clone(), 0.2, true)).view([4000, 6]);
+    let rows =
+        seeded(5, || layers::stochastic_depth(ones.shallow_clone(), 0.2, true).unwrap()).view([4000, 6]);
     let kept = rows.select(1, 0);
     assert_eq!(far(&rows, &kept.unsqueeze(1).expand_as(&rows)), 0.0);
     let values: BTreeSet<String> =
@@ -93,7 +96,7 @@ fn stochastic_depth_leaves_out_whole_rows_and_keeps_the_mean() {
     assert_eq!(values, ["0.0000", "1.2500"].map(String::from).into());
     // Four standard errors of a mean of 4000 draws.
     assert!((kept.mean(Kind::Double).double_value(&[]) - 1.0).abs() < 4.0 * 0.5 / 4000_f64.sqrt());
-    assert_eq!(far(&layers::stochastic_depth(ones.shallow_clone(), 0.2, false), &ones), 0.0);
+    assert_eq!(far(&layers::stochastic_depth(ones.shallow_clone(), 0.2, false).unwrap(), &ones), 0.0);
 }
 
 #[test]
@@ -105,7 +108,7 @@ fn features_and_head_give_the_logits_of_every_family() {
         let maps = tch::no_grad(|| model.features(&x).unwrap());
         assert_eq!(maps.size()[2..], [2, 2], "{arch}");
         let scores = maps.conv2d(&weight, Some(&bias), [1, 1], [0, 0], [1, 1], 1);
-        let logits = tch::no_grad(|| model.forward(&x, false));
+        let logits = tch::no_grad(|| model.forward(&x, false).unwrap());
         assert!(far(&scores.mean_dim([2_i64, 3].as_slice(), false, Kind::Float), &logits) < 1e-5, "{arch}");
     }
 }

@@ -114,7 +114,7 @@ impl FlatGradients {
     /// What libtorch throws.
     pub fn scalars(&self) -> Result<Vec<f32>, TorchError> {
         let scalars = self.scalars_view().f_to_device(Device::Cpu);
-        let scalars = scalars.map_err(|source| TorchError::Tch { operation: "read the sums", source })?;
+        let scalars = scalars.map_err(TorchError::during("read the sums"))?;
         Ok(torch::as_f32(&scalars)?.to_vec())
     }
 
@@ -125,7 +125,7 @@ impl FlatGradients {
     pub fn set_scalars(&mut self, values: &[f32]) -> Result<(), TorchError> {
         let values = torch::from_f32(values, &[self.scalars as i64])?;
         let set = self.scalars_view().f_copy_(&values);
-        set.map_err(|source| TorchError::Tch { operation: "write the sums", source })
+        set.map_err(TorchError::during("write the sums"))
     }
 
     fn scalars_view(&self) -> Tensor {
@@ -170,7 +170,6 @@ fn allocated(length: usize, device: Device) -> Result<(Tensor, Option<Arc<Region
         return Ok((torch::over_region(&region)?, Some(region)));
     }
     let flat = Tensor::f_zeros([length as i64], (Kind::Float, device));
-    let flat =
-        flat.map_err(|source| TorchError::Tch { operation: "allocate the gradient buffer", source })?;
+    let flat = flat.map_err(TorchError::during("allocate the gradient buffer"))?;
     Ok((flat, None))
 }

@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::ModelError;
-use crate::torch;
+use crate::torch::{self, TorchError};
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 
@@ -22,12 +22,18 @@ pub type Visitor<'a> = dyn FnMut(String, &mut Tensor, Role) + 'a;
 /// Something with weights and a forward pass.
 pub trait Layer: Send {
     /// The output for `x`; `train` chooses batch statistics over running ones where a layer has both.
-    fn forward(&self, x: &Tensor, train: bool) -> Tensor;
+    ///
+    /// # Errors
+    /// No memory left, or an `x` of another shape or kind than the layer takes.
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor, TorchError>;
 
     /// The last feature map `[B, C, h, w]` of images, before it is pooled, with running statistics; for whole
     /// classifiers whose head is a global average pooling and one linear layer, none for others.
-    fn features(&self, _images: &Tensor) -> Option<Tensor> {
-        None
+    ///
+    /// # Errors
+    /// As [`Layer::forward`].
+    fn features(&self, _images: &Tensor) -> Result<Option<Tensor>, TorchError> {
+        Ok(None)
     }
 
     /// The shape of what this gives for `image` `[1, 3, H, W]` in evaluation.
@@ -35,7 +41,7 @@ pub trait Layer: Send {
     /// # Errors
     /// It does not take such images.
     fn check(&self, image: &Tensor) -> Result<Vec<i64>, ModelError> {
-        Ok(tch::no_grad(|| self.forward(image, false)).size())
+        Ok(tch::no_grad(|| self.forward(image, false))?.size())
     }
 
     /// Shows every tensor below this layer, whose own name is `path`, to `visitor`.
@@ -89,9 +95,9 @@ impl Conv2d {
 }
 
 impl Layer for Conv2d {
-    fn forward(&self, x: &Tensor, _train: bool) -> Tensor {
+    fn forward(&self, x: &Tensor, _train: bool) -> Result<Tensor, TorchError> {
         let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-        x.conv2d(&self.weight, self.bias.as_ref(), stride, padding, [1, 1], self.groups)
+        Ok(x.f_conv2d(&self.weight, self.bias.as_ref(), stride, padding, [1, 1], self.groups)?)
     }
 
     fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {
@@ -171,23 +177,23 @@ impl After<'_> {
 
 impl BatchNorm2d {
     /// As [`Layer::forward`], and what follows it.
-    fn followed(&self, x: &Tensor, train: bool, after: After<'_>) -> Tensor {
+    fn followed(&self, x: &Tensor, train: bool, after: After<'_>) -> Result<Tensor, TorchError> {
         let update = train && !self.options.frozen;
         if update
             && self.options.fused
-            && let Some(y) = self.fused(x, after)
+            && let Some(y) = self.fused(x, after)?
         {
-            return y;
+            return Ok(y);
         }
-        let mut y = self.forward(x, train);
+        let mut y = self.forward(x, train)?;
         if let Some(shortcut) = after.shortcut {
-            y = y.g_add_(shortcut);
+            y = y.f_add_(shortcut)?;
         }
-        if after.relu { y.relu_() } else { y }
+        if after.relu { Ok(y.f_relu_()?) } else { Ok(y) }
     }
 
     /// All in one operator, where there is one for such images.
-    fn fused(&self, x: &Tensor, After { shortcut, relu }: After<'_>) -> Option<Tensor> {
+    fn fused(&self, x: &Tensor, After { shortcut, relu }: After<'_>) -> Result<Option<Tensor>, TorchError> {
         let norm = torch::BatchNorm {
             weight: &self.weight,
             bias: &self.bias,
@@ -196,13 +202,12 @@ impl BatchNorm2d {
             momentum: self.options.momentum,
             eps: self.options.eps,
         };
-        // Out of memory, as in every forward pass.
-        torch::batch_norm(x, &norm, shortcut, relu).unwrap_or_else(|error| panic!("{error}"))
+        torch::batch_norm(x, &norm, shortcut, relu)
     }
 }
 
 impl Layer for BatchNorm2d {
-    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor, TorchError> {
         let update = train && !self.options.frozen;
         let statistics = [&self.running_mean, &self.running_var];
         // One value a channel has no variance: a rank's slice of one small image says nothing about the data.
@@ -210,7 +215,7 @@ impl Layer for BatchNorm2d {
             true => statistics.map(Tensor::copy),
             false => statistics.map(Tensor::shallow_clone),
         };
-        x.batch_norm(
+        let y = x.f_batch_norm(
             Some(&self.weight),
             Some(&self.bias),
             Some(&mean),
@@ -219,7 +224,8 @@ impl Layer for BatchNorm2d {
             self.options.momentum,
             self.options.eps,
             true,
-        )
+        );
+        Ok(y?)
     }
 
     fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {
@@ -262,8 +268,8 @@ impl ConvBn {
     }
 
     /// The BatchNorm of the convolution of `x`, and what follows it.
-    pub(super) fn forward(&self, x: &Tensor, train: bool, after: After<'_>) -> Tensor {
-        self.bn.followed(&self.conv.forward(x, train), train, after)
+    pub(super) fn forward(&self, x: &Tensor, train: bool, after: After<'_>) -> Result<Tensor, TorchError> {
+        self.bn.followed(&self.conv.forward(x, train)?, train, after)
     }
 
     /// Shows the tensors of both, which are called `conv` and `bn`.
@@ -276,15 +282,18 @@ impl ConvBn {
 /// Leaves out each row of a batch with probability `drop`, in [0, 1), and scales the others up so that the
 /// mean stays (Huang et al. 2016, "Deep Networks with Stochastic Depth"; torchvision's mode "row"). Draws from
 /// libtorch's global generator; does and draws nothing outside of training.
-pub(super) fn stochastic_depth(x: Tensor, drop: f64, train: bool) -> Tensor {
+///
+/// # Errors
+/// No memory left.
+pub(super) fn stochastic_depth(x: Tensor, drop: f64, train: bool) -> Result<Tensor, TorchError> {
     if !train || drop == 0.0 {
-        return x;
+        return Ok(x);
     }
     let kept = 1.0 - drop;
     let mut rows = vec![1; x.dim()];
     rows[0] = x.size()[0];
-    let noise = Tensor::empty(rows, (x.kind(), x.device())).bernoulli_float_(kept) / kept;
-    x * noise
+    let noise = Tensor::f_empty(rows, (x.kind(), x.device()))?.f_bernoulli_float_(kept)?;
+    Ok(x.f_mul(&noise.f_div_scalar(kept)?)?)
 }
 
 /// `[B, in]` to `[B, out]`.
@@ -305,8 +314,8 @@ impl Linear {
 }
 
 impl Layer for Linear {
-    fn forward(&self, x: &Tensor, _train: bool) -> Tensor {
-        x.linear(&self.weight, Some(&self.bias))
+    fn forward(&self, x: &Tensor, _train: bool) -> Result<Tensor, TorchError> {
+        Ok(x.f_linear(&self.weight, Some(&self.bias))?)
     }
 
     fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {

@@ -142,8 +142,8 @@ pub fn build(
     root.visit("", &mut |name, tensor, role| {
         match tensor.f_to_device(device) {
             Ok(moved) => *tensor = moved.set_requires_grad(role == Role::Parameter),
-            Err(source) => {
-                failed.get_or_insert(TorchError::Tch { operation: "move a tensor to the device", source });
+            Err(error) => {
+                failed.get_or_insert(TorchError::during("move a tensor to the device")(error));
             }
         }
         let handle = (name.clone(), tensor.shallow_clone());
@@ -225,9 +225,9 @@ impl Model {
     /// Logits `[B, classes]` of `x` `[B, 3, H, W]`, of the kind that the precision gives. With `train`, BatchNorm uses
     /// and updates batch statistics unless frozen. Gradients are recorded unless the caller has turned them off.
     ///
-    /// # Panics
-    /// If `x` is not `[B, 3, H, W]` of the parameters' kind and device.
-    pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+    /// # Errors
+    /// No memory left, or `x` is not `[B, 3, H, W]` of the parameters' kind and device.
+    pub fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor, TorchError> {
         torch::autocast(self.device(), self.precision, || self.root.forward(x, train))
     }
 
@@ -238,7 +238,7 @@ impl Model {
     /// It throws, or gives something else.
     pub fn check_output(&self, size: i64) -> Result<(), ModelError> {
         let image = Tensor::f_zeros([1, 3, size, size], (Kind::Float, self.device()))
-            .map_err(|source| TorchError::Tch { operation: "allocate an image", source })?;
+            .map_err(TorchError::during("allocate an image"))?;
         let found = self.root.check(&image)?;
         match found == [1, self.classes] {
             true => Ok(()),
@@ -250,12 +250,9 @@ impl Model {
     /// running statistics. Of the kind that the precision gives.
     ///
     /// # Errors
-    /// An architecture whose head is not a pooling and one linear layer.
-    ///
-    /// # Panics
-    /// As [`Model::forward`].
+    /// An architecture whose head is not a pooling and one linear layer, or as [`Model::forward`].
     pub fn features(&self, images: &Tensor) -> Result<Tensor, ModelError> {
-        let features = torch::autocast(self.device(), self.precision, || self.root.features(images));
+        let features = torch::autocast(self.device(), self.precision, || self.root.features(images))?;
         features.ok_or_else(|| ModelError::NoFeatures(self.arch.clone()))
     }
 

@@ -28,7 +28,8 @@ fn no_operator_falls_out_of_channels_last() {
             // At 64 the last maps are of 2 x 2, for which libtorch copies weights in rows on CPUs without AVX-512.
             let (x, target) = (images(2, 96), Tensor::full([2, 10], 0.1, (Kind::Float, Device::Cpu)));
             let (mut lines, looked_at) = torch::layouts::watch(|| {
-                let loss = soft_cross_entropy(&seeded(1, || model.forward(&x, true)), &target);
+                let loss =
+                    soft_cross_entropy(&seeded(1, || model.forward(&x, true).unwrap()), &target).unwrap();
                 // The gradient of a ReXNet's shortcuts, which reach only the first channels, is a slice that libtorch
                 // copies in rows.
                 if arch != "rexnet_100" {
@@ -58,7 +59,7 @@ fn a_precision_is_that_of_convolutions_and_of_nothing_that_is_kept() {
         [(Precision::Fp32, Kind::Float), (Precision::Bf16, Kind::BFloat16), (Precision::Fp16, Kind::Half)]
     {
         let model = network("resnet18", precision);
-        let logits = model.forward(&x, true);
+        let logits = model.forward(&x, true).unwrap();
         assert_eq!((logits.kind(), model.features(&x).unwrap().kind()), (kind, kind));
         logits.sum(Kind::Float).backward();
         for (name, tensor) in model.state_dict() {
@@ -67,7 +68,7 @@ fn a_precision_is_that_of_convolutions_and_of_nothing_that_is_kept() {
         assert!(model.parameters().iter().all(|(_, p)| p.grad().kind() == Kind::Float));
     }
     // The region has been left: what follows is float32.
-    assert_eq!(network("resnet18", Precision::Fp32).forward(&x, false).kind(), Kind::Float);
+    assert_eq!(network("resnet18", Precision::Fp32).forward(&x, false).unwrap().kind(), Kind::Float);
 }
 
 #[test]
@@ -87,17 +88,17 @@ fn the_casts_of_weights_do_not_outlive_a_region() {
     // As an optimizer does it: the weights change in place between two forward passes.
     let model = network("resnet18", Precision::Bf16);
     let x = images(1, 32);
-    let before = tch::no_grad(|| model.forward(&x, false));
+    let before = tch::no_grad(|| model.forward(&x, false).unwrap());
     tch::no_grad(|| {
         let (mut weight, _) = model.head().unwrap();
         let _ = weight.g_add_scalar_(1.0);
     });
-    let after = tch::no_grad(|| model.forward(&x, false));
+    let after = tch::no_grad(|| model.forward(&x, false).unwrap());
     assert!(before != after);
-    let recorded = model.forward(&x, false).detach();
+    let recorded = model.forward(&x, false).unwrap().detach();
     tch::no_grad(|| {
         let (mut weight, _) = model.head().unwrap();
         let _ = weight.g_add_scalar_(1.0);
     });
-    assert!(recorded != model.forward(&x, false).detach());
+    assert!(recorded != model.forward(&x, false).unwrap().detach());
 }

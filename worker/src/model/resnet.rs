@@ -6,6 +6,7 @@
 use tch::Tensor;
 
 use super::layers::{After, BatchNormOptions, ConvBn, Layer, Linear, Visitor, join};
+use crate::torch::TorchError;
 
 /// The residual function of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,11 +81,14 @@ impl Kind {
 }
 
 impl Layer for Block {
-    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let shortcut = self.downsample.as_ref().map(|layer| layer.forward(x, train, After::NOTHING));
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor, TorchError> {
+        let downsample = self.downsample.as_ref();
+        let shortcut = downsample.map(|layer| layer.forward(x, train, After::NOTHING)).transpose()?;
         let shortcut = shortcut.as_ref().unwrap_or(x);
-        let Some((last, first)) = self.residual.split_last() else { return (x + shortcut).relu() };
-        let y = first.iter().fold(x.shallow_clone(), |y, layer| layer.forward(&y, train, After::RELU));
+        let Some((last, first)) = self.residual.split_last() else {
+            return Ok(x.f_add(shortcut)?.f_relu_()?);
+        };
+        let y = first.iter().try_fold(x.shallow_clone(), |y, layer| layer.forward(&y, train, After::RELU))?;
         last.forward(&y, train, After { shortcut: Some(shortcut), relu: true })
     }
 
@@ -141,23 +145,24 @@ impl ResNet {
 
 impl ResNet {
     /// Images `[B, 3, H, W]` to features `[B, C, H/32, W/32]`, rounded up.
-    fn body(&self, x: &Tensor, train: bool) -> Tensor {
-        let mut y = self.stem.forward(x, train, After::RELU);
-        y = y.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
+    fn body(&self, x: &Tensor, train: bool) -> Result<Tensor, TorchError> {
+        let mut y = self.stem.forward(x, train, After::RELU)?;
+        y = y.f_max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)?;
         for block in self.stages.iter().flatten() {
-            y = block.forward(&y, train);
+            y = block.forward(&y, train)?;
         }
-        y
+        Ok(y)
     }
 }
 
 impl Layer for ResNet {
-    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        self.fc.forward(&self.body(x, train).adaptive_avg_pool2d([1, 1]).flatten(1, -1), train)
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor, TorchError> {
+        let pooled = self.body(x, train)?.f_adaptive_avg_pool2d([1, 1])?.f_flatten(1, -1)?;
+        self.fc.forward(&pooled, train)
     }
 
-    fn features(&self, images: &Tensor) -> Option<Tensor> {
-        Some(self.body(images, false))
+    fn features(&self, images: &Tensor) -> Result<Option<Tensor>, TorchError> {
+        self.body(images, false).map(Some)
     }
 
     fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {

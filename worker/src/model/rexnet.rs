@@ -6,6 +6,7 @@
 use tch::Tensor;
 
 use super::layers::{After, BatchNorm2d, BatchNormOptions, Conv2d, ConvBn, Layer, Visitor, join};
+use crate::torch::TorchError;
 
 /// timm's names, and the multiplier of the widths.
 const TABLE: [(&str, f64); 5] =
@@ -65,10 +66,10 @@ impl SqueezeExcitation {
 }
 
 impl Layer for SqueezeExcitation {
-    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let squeezed = self.squeeze.forward(&x.adaptive_avg_pool2d([1, 1]), train);
-        let squeezed = self.bn.forward(&squeezed, train).relu_();
-        x * self.excite.forward(&squeezed, train).sigmoid()
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor, TorchError> {
+        let squeezed = self.squeeze.forward(&x.f_adaptive_avg_pool2d([1, 1])?, train)?;
+        let squeezed = self.bn.forward(&squeezed, train)?.f_relu_()?;
+        Ok(x.f_mul(&self.excite.forward(&squeezed, train)?.f_sigmoid()?)?)
     }
 
     fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {
@@ -102,17 +103,20 @@ impl Block {
 }
 
 impl Layer for Block {
-    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let expanded = self.expand.as_ref().map(|expand| expand.forward(x, train, After::NOTHING).silu());
-        let mut y = self.depthwise.forward(expanded.as_ref().unwrap_or(x), train, After::NOTHING);
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor, TorchError> {
+        let expanded = match &self.expand {
+            Some(expand) => &expand.forward(x, train, After::NOTHING)?.f_silu()?,
+            None => x,
+        };
+        let mut y = self.depthwise.forward(expanded, train, After::NOTHING)?;
         if let Some(excite) = &self.excite {
-            y = excite.forward(&y, train);
+            y = excite.forward(&y, train)?;
         }
-        let y = self.project.forward(&y.relu6(), train, After::NOTHING);
+        let y = self.project.forward(&y.f_relu6()?, train, After::NOTHING)?;
         if self.shortcut > 0 {
-            let _ = y.narrow(1, 0, self.shortcut).g_add_(x);
+            let _ = y.f_narrow(1, 0, self.shortcut)?.f_add_(x)?;
         }
-        y
+        Ok(y)
     }
 
     fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {
@@ -178,23 +182,23 @@ impl ReXNet {
     }
 
     /// Images `[B, 3, H, W]` to features `[B, C, H/32, W/32]`, rounded up.
-    fn body(&self, x: &Tensor, train: bool) -> Tensor {
-        let mut y = self.stem.forward(x, train, After::NOTHING).silu();
+    fn body(&self, x: &Tensor, train: bool) -> Result<Tensor, TorchError> {
+        let mut y = self.stem.forward(x, train, After::NOTHING)?.f_silu()?;
         for block in &self.blocks {
-            y = block.forward(&y, train);
+            y = block.forward(&y, train)?;
         }
-        self.last.forward(&y, train, After::NOTHING).silu()
+        Ok(self.last.forward(&y, train, After::NOTHING)?.f_silu()?)
     }
 }
 
 impl Layer for ReXNet {
-    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let pooled = self.body(x, train).adaptive_avg_pool2d([1, 1]);
-        self.output.forward(&pooled.dropout(DROPOUT, train), train).flatten(1, -1)
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor, TorchError> {
+        let pooled = self.body(x, train)?.f_adaptive_avg_pool2d([1, 1])?;
+        Ok(self.output.forward(&pooled.f_dropout(DROPOUT, train)?, train)?.f_flatten(1, -1)?)
     }
 
-    fn features(&self, images: &Tensor) -> Option<Tensor> {
-        Some(self.body(images, false))
+    fn features(&self, images: &Tensor) -> Result<Option<Tensor>, TorchError> {
+        self.body(images, false).map(Some)
     }
 
     fn visit(&mut self, path: &str, visitor: &mut Visitor<'_>) {

@@ -59,8 +59,10 @@ impl Script {
         }
         Ok(Self { module, tensors, file: file.to_owned() })
     }
+}
 
-    fn run(&self, x: &Tensor, train: bool) -> Result<Tensor, TorchError> {
+impl Layer for Script {
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor, TorchError> {
         // The module counts its steps itself, but only where it runs: a rank without samples would fall behind.
         // `Model::count_step` does it for all.
         let counters = self.tensors.iter().filter(|(name, ..)| name.ends_with("num_batches_tracked"));
@@ -72,17 +74,9 @@ impl Script {
         tch::no_grad(|| before.into_iter().for_each(|(mut counter, before)| counter.copy_(&before)));
         output
     }
-}
-
-impl Layer for Script {
-    /// # Panics
-    /// Where the module throws: [`super::Model::check_output`] finds out before.
-    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        self.run(x, train).unwrap_or_else(|error| panic!("model.arch: {PREFIX}{}: {error}", self.file))
-    }
 
     fn check(&self, image: &Tensor) -> Result<Vec<i64>, ModelError> {
-        let output = tch::no_grad(|| self.run(image, false));
+        let output = tch::no_grad(|| self.forward(image, false));
         let failed = |error: TorchError| {
             let reason = format!("does not take images {:?}: {error}", image.size());
             ModelError::Script { file: self.file.clone(), reason }

@@ -55,14 +55,14 @@ fn a_step_reaches_the_module_and_a_checkpoint_brings_it_back() {
     let mut flat = FlatGradients::new(&model, 0).unwrap();
     let mut optimizer = Optimizer::new(model.parameters(), &relabel_config::Optim::default());
     let x = images(4);
-    let evaluated = |model: &Model| tch::no_grad(|| model.forward(&x, false));
+    let evaluated = |model: &Model| tch::no_grad(|| model.forward(&x, false).unwrap());
     let progress = Progress { epoch: 0, step: 0, seed: 0 };
     let state = State::of(&model, &optimizer, None, progress, Default::default()).copied(None).unwrap();
     let before = evaluated(&model);
 
     flat.zero();
     let target = Tensor::full([4, 4], 0.25, (Kind::Float, Device::Cpu));
-    soft_cross_entropy(&seeded(1, || model.forward(&x, true)), &target).backward();
+    soft_cross_entropy(&seeded(1, || model.forward(&x, true).unwrap()), &target).unwrap().backward();
     assert!(torch::as_f32(&find(&model, "fc.weight").grad()).unwrap().iter().any(|&value| value != 0.0));
     optimizer.step(0.5).unwrap();
     model.count_step();
@@ -79,7 +79,7 @@ fn a_step_reaches_the_module_and_a_checkpoint_brings_it_back() {
 fn training_and_evaluation_are_the_modules_own_modes() {
     let model = small_net();
     let x = images(4);
-    let run = |seed, train| seeded(seed, || tch::no_grad(|| model.forward(&x, train)));
+    let run = |seed, train| seeded(seed, || tch::no_grad(|| model.forward(&x, train).unwrap()));
     let (train, again, other) = (run(1, true), run(1, true), run(2, true));
     assert!(!differ(&train, &again) && differ(&train, &other), "dropout follows the seed");
     assert!(!differ(&run(1, false), &run(2, false)), "no dropout in evaluation");

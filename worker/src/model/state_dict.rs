@@ -75,7 +75,7 @@ pub(crate) fn load_tensors(
         return Err(error.into());
     }
     tch::no_grad(|| pairs.into_iter().try_for_each(|(from, to)| to.shallow_clone().f_copy_(from)))
-        .map_err(|source| TorchError::Tch { operation: "copy a state_dict", source }.into())
+        .map_err(|error| TorchError::during("copy a state_dict")(error).into())
 }
 
 impl Model {

@@ -149,8 +149,7 @@ impl AdamP {
                 (view.dot(g, p) / (length(g) * length(p))).abs().max()
             };
             let largest = Tensor::stack(&open.iter().map(largest).collect::<Vec<_>>(), 0);
-            let largest = Vec::<f32>::try_from(&largest)
-                .map_err(|source| TorchError::Tch { operation: "read back cosines", source })?;
+            let largest = Vec::<f32>::try_from(&largest).map_err(TorchError::during("read back cosines"))?;
             for (i, largest) in open.into_iter().zip(largest) {
                 let bound = self.options.delta / (view.width(&self.parameters[i]) as f64).sqrt();
                 if largest < bound as f32 {

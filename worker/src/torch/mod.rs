@@ -13,7 +13,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::Arc;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
 
 use crate::collective::Region;
@@ -40,16 +40,9 @@ pub use script::{ScriptModule, ScriptTensor};
 /// Why libtorch did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum TorchError {
-    /// libtorch threw; `operation` is what was asked of it.
+    /// libtorch threw; `operation` is what was asked of it, `message` is in one line.
     #[error("libtorch could not {operation}: {message}")]
     Libtorch { operation: &'static str, message: String },
-    /// An operator that tch does expose failed.
-    #[error("libtorch could not {operation}: {source}")]
-    Tch {
-        operation: &'static str,
-        #[source]
-        source: tch::TchError,
-    },
     /// A slice was asked of a tensor that is not one dense block of such values in that memory.
     #[error(
         "a tensor of {kind:?} on {device:?}, contiguous: {contiguous}, is not a slice of {wanted} in {memory}"
@@ -61,6 +54,35 @@ pub enum TorchError {
     /// The values do not fill the shape.
     #[error("{bytes} bytes do not fill a tensor of shape {shape:?} and kind {kind:?}")]
     WrongLength { bytes: usize, shape: Vec<i64>, kind: Kind },
+}
+
+impl TorchError {
+    /// What tch says where libtorch threw in `operation`, without the stack of its C++.
+    pub fn during(operation: &'static str) -> impl Fn(TchError) -> Self + Copy {
+        move |error| {
+            let message = match error {
+                TchError::Torch(message) => message,
+                other => other.to_string(),
+            };
+            let stack = ["\nException raised from ", "\nframe #0: "].map(|begins| message.find(begins));
+            let words = &message[..stack.into_iter().flatten().min().unwrap_or(message.len())];
+            Self::Libtorch { operation, message: words.trim().replace('\n', " ") }
+        }
+    }
+
+    /// Whether less memory was left than an operator asked for, on a GPU or in the process.
+    pub fn is_out_of_memory(&self) -> bool {
+        // The last is how oneDNN says it, to which libtorch has handed right arguments.
+        let words =
+            ["out of memory", "can't allocate memory", "std::bad_alloc", "could not create a primitive"];
+        matches!(self, Self::Libtorch { message, .. } if words.iter().any(|words| message.contains(words)))
+    }
+}
+
+impl From<TchError> for TorchError {
+    fn from(error: TchError) -> Self {
+        Self::during("run an operator")(error)
+    }
 }
 
 unsafe extern "C" {
@@ -246,8 +268,7 @@ pub fn from_bytes(bytes: &[u8], shape: &[i64], kind: Kind) -> Result<Tensor, Tor
         return Err(TorchError::WrongLength { bytes: bytes.len(), shape: shape.to_vec(), kind });
     }
     // The length has been checked: libtorch would read past the end of a shorter slice.
-    Tensor::f_from_data_size(bytes, shape, kind)
-        .map_err(|source| TorchError::Tch { operation: "make a tensor from bytes", source })
+    Tensor::f_from_data_size(bytes, shape, kind).map_err(TorchError::during("make a tensor from bytes"))
 }
 
 /// A CPU tensor of `shape` that holds `values` in row-major order; one copy, at memory speed.
@@ -287,7 +308,7 @@ pub fn over_region(region: &Arc<Region>) -> Result<Tensor, TorchError> {
 /// No memory left there.
 pub fn to_device(tensor: &Tensor, device: Device) -> Result<Tensor, TorchError> {
     let moved = tensor.f_to_device(device);
-    moved.map_err(|source| TorchError::Tch { operation: "copy a batch to the device", source })
+    moved.map_err(TorchError::during("copy a batch to the device"))
 }
 
 /// Threads to use: those that are given, or as many as the machine has cores.

@@ -71,8 +71,8 @@ impl ScriptModule {
         const OPERATION: &str = "load a TorchScript module";
         let path = CString::new(path.as_os_str().as_bytes())
             .map_err(|e| TorchError::Libtorch { operation: OPERATION, message: e.to_string() })?;
-        let like = Tensor::f_empty([0], (Kind::Float, device))
-            .map_err(|source| TorchError::Tch { operation: "use the device", source })?;
+        let like =
+            Tensor::f_empty([0], (Kind::Float, device)).map_err(TorchError::during("use the device"))?;
         let mut out = std::ptr::null_mut();
         // SAFETY: `path` and `like` live for the call, and `out` is a place for one pointer.
         checked(OPERATION, unsafe { relabel_torch_script_load(path.as_ptr(), like.as_ptr(), &raw mut out) })?;

@@ -22,7 +22,6 @@ use relabel_config::{Config, Precision};
 use relabel_core::Position;
 use tch::Device;
 
-use super::loss::soft_cross_entropy;
 use super::loss_scale::LossScale;
 use super::overlap::{self, Timeline};
 use crate::checkpoint::{CheckpointError, Copying, Progress, State};
@@ -31,8 +30,12 @@ use crate::collective::{Collective, CollectiveError, Region};
 use crate::data::loader::Batch;
 use crate::model::{FlatGradients, Model, ModelError, seeded};
 use crate::optim::{Ema, Optimizer, schedule};
-use crate::torch::{self, GradientHooks, TorchError};
+use crate::torch::{GradientHooks, TorchError};
 use crate::weights::{self, Head, Loaded, Weights, WeightsError};
+
+mod micro_batch;
+
+use micro_batch::MicroBatch;
 
 /// The sums that travel with the gradients.
 const LOSS: usize = 0;
@@ -50,6 +53,10 @@ pub enum StepError {
     #[error(transparent)]
     Torch(#[from] TorchError),
     #[error(
+        "no memory for {images} images of {size} x {size} pixels at a time ({source}): {}", with_less(*images)
+    )]
+    Memory { images: usize, size: u32, source: TorchError },
+    #[error(
         "the loss is {loss} at {position}: lower optim.lr.init or lengthen optim.warmup.epochs, then carry on from the \
          newest checkpoint with --resume (samples of this rank's slice: {samples:?})"
     )]
@@ -65,9 +72,21 @@ pub enum StepError {
     )]
     Overflow { position: Position, scale: f32 },
     #[error(
-        "at {position} libtorch added twice to the gradient of {parameter} in one backward pass: other ranks may have been          sent what it was before"
+        "at {position} libtorch added twice to the gradient of {parameter} in one backward pass: other ranks may have been \
+         sent what it was before"
     )]
     Again { position: Position, parameter: String },
+}
+
+/// How to train with less memory than `images` at a time take.
+fn with_less(images: usize) -> &'static str {
+    match images {
+        1 => "lower data.image_size, or choose a smaller model.arch",
+        _ => {
+            "set compute.micro_batch to fewer, or have each worker find out how many fit with --auto-batch; the batch of a \
+             step stays as large as it is"
+        }
+    }
 }
 
 /// What a step found; the same numbers on every rank.
@@ -121,6 +140,7 @@ pub struct Learner {
     /// In fp16.
     loss_scale: Option<LossScale>,
     gradients: FlatGradients,
+    micro_batch: MicroBatch,
     /// From the first step with other ranks on.
     hooks: Option<GradientHooks>,
     timeline: Option<Timeline>,
@@ -163,6 +183,7 @@ impl Learner {
             ema,
             loss_scale,
             gradients,
+            micro_batch: MicroBatch::new(&config.compute),
             hooks: None,
             timeline: None,
             copying: None,
@@ -241,9 +262,11 @@ impl Learner {
     /// # Errors
     /// The state is that before the step.
     pub fn step(&mut self, batch: &Batch, ask: Ask, ring: &mut dyn Collective) -> Result<Stepped, StepError> {
-        self.gradients.zero();
         self.gradients.keep_buffers();
-        let mut stepped = self.reduced(batch, ask, ring).inspect_err(|_| {
+        let masks = masks_seed(self.config.compute.seed, ask.position, ring.rank());
+        self.find_micro_batch(batch, ask, masks)?;
+        self.gradients.zero();
+        let mut stepped = self.reduced(batch, ask, masks, ring).inspect_err(|_| {
             // The forward pass has moved BatchNorm's statistics; the step is not done, and may be done again.
             self.gradients.restore_buffers();
         })?;
@@ -287,9 +310,14 @@ impl Learner {
     }
 
     /// Fills the flat buffer with the gradient and statistics of the global batch.
-    fn reduced(&mut self, batch: &Batch, ask: Ask, ring: &mut dyn Collective) -> Result<Stepped, StepError> {
+    fn reduced(
+        &mut self,
+        batch: &Batch,
+        ask: Ask,
+        masks: i64,
+        ring: &mut dyn Collective,
+    ) -> Result<Stepped, StepError> {
         let Ask { position, may_skip, .. } = ask;
-        let masks = masks_seed(self.config.compute.seed, position, ring.rank());
         let waited = if ring.world() == 1 {
             self.fill(batch, ask, masks, None)?;
             // There is nothing to sum, but the generation may be over.
@@ -348,7 +376,7 @@ impl Learner {
         let own = batch.sample_ids.len();
         let loss_sum = match own {
             0 => 0.0,
-            _ => seeded(masks, || self.backward(batch, ask.planned, ready))?,
+            _ => seeded(masks, || self.backward(batch, self.micro_batch.of(own), ask.planned, ready))?,
         };
         if let Some(gradient) = ready.and_then(|ready| ready.again()) {
             let parameter = self.model.parameters()[gradient].0.clone();
@@ -362,40 +390,6 @@ impl Learner {
         scalars[LEAVING] = f32::from(u8::from(ask.leave));
         scalars[SCALE] = self.loss_scale.map_or(1.0, |scale| scale.scale);
         Ok(self.gradients.set_scalars(&scalars)?)
-    }
-
-    /// Adds the gradient of the slice's share of the mean loss, `compute.micro_batch` images at a time; returns the
-    /// sum of the slice's losses. The last of them completes the gradients, of which it tells `ready`.
-    fn backward(&self, batch: &Batch, planned: u64, ready: Option<&Arc<Ready>>) -> Result<f64, TorchError> {
-        let (size, classes) = (i64::from(self.config.data.image_size), self.model.classes());
-        let at_once = match self.config.compute.micro_batch as usize {
-            0 => batch.sample_ids.len(),
-            some => some,
-        };
-        let (pixels, scores) = (at_once * (3 * size * size) as usize, at_once * classes as usize);
-        let last = batch.targets.len().div_ceil(scores) - 1;
-        let mut sum = 0.0;
-        let micro_batches = batch.images.chunks(pixels).zip(batch.targets.chunks(scores));
-        for (number, (images, targets)) in micro_batches.enumerate() {
-            let n = targets.len() as i64 / classes;
-            let device = self.model.device();
-            let images = torch::to_device(&crate::model::image_batch(images, n, size)?, device)?;
-            let targets = torch::to_device(&torch::from_f32(targets, &[n, classes])?, device)?;
-            let loss = soft_cross_entropy(&self.model.forward(&images, true), &targets);
-            let share = &loss / planned as f64;
-            let scaled = self.loss_scale.map_or(share.shallow_clone(), |by| share * f64::from(by.scale));
-            let backward = || scaled.f_backward();
-            match (ready, &self.hooks) {
-                (Some(ready), Some(hooks)) if number == last => {
-                    let ready = Arc::clone(ready);
-                    hooks.listen(Arc::new(move |gradient| ready.arrived(gradient)), backward)
-                }
-                _ => backward(),
-            }
-            .map_err(|source| TorchError::Tch { operation: "compute the gradients", source })?;
-            sum += loss.double_value(&[]);
-        }
-        Ok(sum)
     }
 }
 

@@ -149,7 +149,7 @@ fn on_the_gpu(
             // Queued behind what fills the view.
             Wire::Bf16 if bucket < last => view
                 .f_to_kind(Kind::BFloat16)
-                .map_err(|source| TorchError::Tch { operation: "round gradients", source })
+                .map_err(TorchError::during("round gradients"))
                 .and_then(|copy| torch::cuda::slice(rounded.insert(copy))),
             _ => torch::cuda::slice(view),
         };
@@ -162,7 +162,7 @@ fn on_the_gpu(
     for (view, rounded) in views.iter_mut().zip(&rounded) {
         if let Some(sums) = rounded {
             let widened = view.f_copy_(sums);
-            widened.map_err(|source| TorchError::Tch { operation: "widen gradients", source })?;
+            widened.map_err(TorchError::during("widen gradients"))?;
         }
     }
     let done = Instant::now();
@@ -182,7 +182,7 @@ fn in_main_memory(
     if view.device() == Device::Cpu {
         return work(torch::as_f32_mut(view)?);
     }
-    let copied = |source| TorchError::Tch { operation: "copy gradients between memories", source };
+    let copied = TorchError::during("copy gradients between memories");
     let mut copy = view.f_to_device(Device::Cpu).map_err(copied)?;
     work(torch::as_f32_mut(&mut copy)?)?;
     view.f_copy_(&copy).map_err(copied)?;

@@ -104,7 +104,7 @@ struct Storages(Vec<Tensor>);
 
 impl Storages {
     fn tensor(&mut self, tensor: &Tensor) -> Result<Value, TorchError> {
-        let failed = |source| TorchError::Tch { operation: "copy a tensor", source };
+        let failed = TorchError::during("copy a tensor");
         let dense =
             tensor.detach().f_to_device(Device::Cpu).and_then(|t| t.f_contiguous()).map_err(failed)?;
         let Some(dtype) = dtype_of(dense.kind()) else {

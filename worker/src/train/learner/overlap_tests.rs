@@ -8,7 +8,7 @@ use super::*;
 use crate::collective::Solo;
 use crate::collective::tcp::tests::in_world;
 
-fn learner(arch: &str, micro_batch: u32) -> Learner {
+fn learner(arch: &str, micro_batch: i64) -> Learner {
     let mut config = config();
     config.model.arch = arch.to_owned();
     config.compute.micro_batch = micro_batch;
@@ -37,7 +37,7 @@ fn slice(learner: &Learner, first: usize, n: usize) -> Batch {
 /// All that a step sums, as bits.
 fn buffer(learner: &Learner) -> Vec<f32> {
     let views = learner.gradients.views();
-    views.iter().flat_map(|view| torch::as_f32(view).unwrap().to_vec()).collect()
+    views.iter().flat_map(|view| crate::torch::as_f32(view).unwrap().to_vec()).collect()
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn every_gradient_of_a_torchscript_module_is_told_of_once_and_before_its_backwar
     let listener = Arc::clone(&told);
     let x = tch::Tensor::ones([2, 3, 32, 32], (tch::Kind::Float, Device::Cpu));
     // It has dropout, and others draw their weights from the same generator.
-    let loss = seeded(1, || learner.model.forward(&x, true)).square().sum(tch::Kind::Float);
+    let loss = seeded(1, || learner.model.forward(&x, true).unwrap()).square().sum(tch::Kind::Float);
     hooks.listen(Arc::new(move |gradient| listener.lock().unwrap().push(gradient)), || loss.backward());
     let mut told = told.lock().unwrap().clone();
     assert!(told[0] > told[told.len() - 1], "the last layer comes first: {told:?}");

@@ -73,7 +73,7 @@ impl Network {
 
     fn loss(&self) -> Tensor {
         let images = Tensor::arange(2 * 3 * 32 * 32, (Kind::Float, Device::Cpu)).sin().view([2, 3, 32, 32]);
-        self.model.forward(&images, true).square().sum(Kind::Float)
+        self.model.forward(&images, true).unwrap().square().sum(Kind::Float)
     }
 
     fn values(&self) -> Vec<f32> {
@@ -88,7 +88,7 @@ impl Network {
             at(gradient);
         });
         let done = self.hooks.listen(listener, || loss.f_backward());
-        Ok(done.map_err(|source| TorchError::Tch { operation: "compute the gradients", source })?)
+        Ok(done.map_err(TorchError::during("compute the gradients"))?)
     }
 }
 
