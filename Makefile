@@ -1,5 +1,6 @@
 # Every target first makes sure of libtorch and the build tools, which takes a second once they are there.
-# Everything is built in the release profile, so that libtorch's bindings are compiled once.
+# Everything is built in the release profile, and for the whole workspace, whose dependencies then have the same features
+# every time: so libtorch's bindings are compiled once.
 
 CARGO ?= cargo
 # Passed to every cargo command; CI says --locked.
@@ -62,7 +63,7 @@ man: build ## Write the manual pages of both programs to target/man
 	target/release/worker man target/man
 
 slurm-test: build ## Run jobs on a real SLURM of two nodes on this machine, as root; installs Debian's packages of it
-	$(CARGO) test --release $(CARGOFLAGS) --package relabel-tests --test slurm \
+	$(CARGO) test --release --workspace $(CARGOFLAGS) --test slurm \
 	    --config "target.'cfg(all())'.runner = '$(CURDIR)/tests/slurm/cluster.sh'" -- --ignored --test-threads=1
 
 k8s-test: build ## Hold the Kubernetes objects to their schemas and run their pods as processes, as root

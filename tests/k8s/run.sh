@@ -21,5 +21,5 @@ fi
 read -ra cargoflags <<<"${CARGOFLAGS:-}"
 # All pods share one network, and the ports in the objects may be taken in this machine's.
 runner='["unshare", "--net", "sh", "-c", "ip link set lo up && exec \"$@\"", "sh"]'
-"${CARGO:-cargo}" test --release ${cargoflags[@]+"${cargoflags[@]}"} --package relabel-tests --test k8s \
+"${CARGO:-cargo}" test --release --workspace ${cargoflags[@]+"${cargoflags[@]}"} --test k8s \
     --config "target.'cfg(all())'.runner = $runner" -- --include-ignored --test-threads=1

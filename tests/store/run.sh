@@ -15,4 +15,4 @@ if [ "$(cat .store/version 2>/dev/null)" != "$version" ]; then
 fi
 read -ra cargoflags <<<"${CARGOFLAGS:-}"
 STORE_SERVER=$PWD/.store/bin/s3s-fs "${CARGO:-cargo}" test --release ${cargoflags[@]+"${cargoflags[@]}"} \
-    --package relabel-tests --test store -- --ignored --test-threads=1
+    --workspace --test store -- --ignored --test-threads=1
