@@ -33,9 +33,9 @@ def window(photograph, draw):
 
 
 def label_map(draw):
-    """[2, 5, 15, 15]: logits and class ids of the five best in each cell, like a real one's, high where the object is."""
+    """[2, 5, 15, 15]: logits of the five best in each cell and their class ids, which differ, as a real one's do."""
     logits = numpy.sort(draw.normal(4, 3, (5, 15, 15)).astype(numpy.float16), axis=0)[::-1]
-    ids = draw.integers(0, CLASSES, (5, 15, 15)).astype(numpy.float16)
+    ids = draw.random((CLASSES, 15, 15)).argsort(axis=0)[:5].astype(numpy.float16)
     return torch.from_numpy(numpy.stack([logits, ids]))
 
 
