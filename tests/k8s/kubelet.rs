@@ -185,6 +185,10 @@ impl Machine {
                 script.push_str(&format!("mount -o remount,bind,ro {}\n", shown(&at)));
             }
         }
+        // The programs and their libraries, where they were built: a volume at /tmp may lie above.
+        let built = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let at = shown(&root.join(built.strip_prefix("/").unwrap()));
+        script.push_str(&format!("mkdir -p {at}\nmount --bind {} {at}\n", shown(built)));
         if container["securityContext"]["readOnlyRootFilesystem"] == true {
             script.push_str(&format!("mount -o remount,ro {}\n", shown(root)));
         }
