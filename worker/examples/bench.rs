@@ -20,7 +20,8 @@ use worker::data::loader::{Batch, TrainLoader, TrainPlan};
 use worker::data::rng::KeyedRng;
 use worker::data::{CropBox, ImageSize};
 use worker::labels::{LabelMaps, SingleLabel, Targets};
-use worker::train::learner::{Ask, Learner};
+use worker::train::learner::Learner;
+use worker::train::step::Ask;
 
 #[derive(Debug, Parser)]
 enum Command {

@@ -11,8 +11,9 @@ use worker::collective::{AbortHandle, Solo, nccl};
 use worker::data::loader::Batch;
 use worker::model::{Model, ModelError, build, image_batch, published_batch_norm};
 use worker::torch::{self, TorchError};
-use worker::train::learner::{Ask, Learner, StepError};
+use worker::train::learner::Learner;
 use worker::train::loss::soft_cross_entropy;
+use worker::train::step::{Ask, StepError};
 
 /// How far the GPU may be from the CPU's float32: of logits and gradients the length of the difference over the
 /// length, of the losses of 20 steps the largest difference over the loss.

@@ -19,8 +19,9 @@ use relabel_core::Position;
 use tch::Device;
 use worker::collective::{Collective, Solo};
 use worker::data::loader::Batch;
-use worker::train::learner::{Ask, Learner};
+use worker::train::learner::Learner;
 use worker::train::overlap::Timeline;
+use worker::train::step::Ask;
 
 #[derive(Debug, Parser)]
 struct Args {

@@ -22,8 +22,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use worker::checkpoint::safetensors_file::{self, Contents};
 use worker::model::{BatchNormOptions, ModelError, build, published_batch_norm};
 use worker::torch::TorchError;
-use worker::train::learner::StepError;
 use worker::train::loss::soft_cross_entropy;
+use worker::train::step::StepError;
 
 #[derive(Debug, Parser)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]

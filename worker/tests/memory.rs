@@ -7,7 +7,8 @@ use relabel_core::Position;
 use tch::{Device, Tensor};
 use worker::collective::Solo;
 use worker::data::loader::Batch;
-use worker::train::learner::{Ask, Learner, StepError};
+use worker::train::learner::Learner;
+use worker::train::step::{Ask, StepError};
 
 const SIDE: usize = 8;
 const CLASSES: usize = 10;

@@ -14,7 +14,8 @@ use worker::data::{CropBox, ImageSize};
 use worker::labels::derived::Smoothed;
 use worker::labels::{LabelError, Targets};
 use worker::torch;
-use worker::train::learner::{Ask, Learner};
+use worker::train::learner::Learner;
+use worker::train::step::Ask;
 
 use super::ParityError;
 use super::optim::Options;

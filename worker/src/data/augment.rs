@@ -8,7 +8,8 @@ use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
 
 use super::crop::{EvalGeometry, eval_geometry, random_resized_crop};
-use super::decode::{Cut, Pick, RgbImage};
+use super::cut::{Cut, Pick};
+use super::decode::RgbImage;
 use super::jitter::{self, Blend, LANES};
 use super::pillow::Resampler;
 use super::rng::KeyedRng;

@@ -4,9 +4,10 @@
 
 use std::io::Cursor;
 
+use super::cut::{Cut, Pick};
 use super::location::Location;
 use super::turbo::{Decompressor, Layout};
-use super::{CropBox, ImageError, ImageSize, MAX_PIXELS, MAX_SIDE};
+use super::{CropBox, ImageError, ImageSize};
 
 /// A decoded image: `pixels` holds `height` rows of `width` pixels of 3 bytes, red, green, blue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,33 +20,6 @@ impl RgbImage {
     /// An image without pixels, to be decoded into.
     pub fn empty() -> Self {
         Self { size: ImageSize { width: 0, height: 0 }, pixels: Vec::new() }
-    }
-}
-
-/// What is wanted of an image: a box in it, at 1 / `shrink` of its size (1, 2, 4 or 8).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pick {
-    pub crop: CropBox,
-    pub shrink: u32,
-}
-
-/// A box in an image, and where it is in what was decoded of it: the pixels of `region` of the image at 1 / `shrink` of
-/// its size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cut {
-    /// Of the whole image, as the file has it.
-    pub size: ImageSize,
-    /// In pixels of the whole image.
-    pub crop: CropBox,
-    pub shrink: u32,
-    /// In pixels of the smaller image.
-    pub region: CropBox,
-}
-
-impl Cut {
-    /// `crop` of an image of which all is decoded.
-    pub fn of_whole(size: ImageSize, crop: CropBox) -> Self {
-        Self { size, crop, shrink: 1, region: CropBox::whole(size) }
     }
 }
 
@@ -147,27 +121,13 @@ fn under_black(ink: u8, black: u8) -> u8 {
 /// Most bits that a byte of a PNG can become: deflate's best is 1032 to 1.
 const PNG_BITS: u64 = 1032 * 8;
 
-/// Refuses an image of so many pixels that they take more memory than the machine may have, or than `bytes` bytes
-/// of a file with at most `density` pixels a byte can be asking for in earnest: a header alone claims anything.
-pub(super) fn check_size(size: ImageSize, bytes: usize, density: u64) -> Result<(), ImageError> {
-    let ImageSize { width, height } = size;
-    let pixels = u64::from(width) * u64::from(height);
-    if pixels > MAX_PIXELS || width.max(height) > MAX_SIDE {
-        return Err(ImageError::TooLarge { width, height });
-    }
-    if pixels > (bytes as u64).saturating_mul(density) {
-        return Err(ImageError::TooShort { bytes, width, height });
-    }
-    Ok(())
-}
-
 fn decode_png(bytes: &[u8], image: &mut RgbImage) -> Result<(), ImageError> {
     let damaged = |error: image::ImageError| ImageError::Png(error.to_string().replace('\n', " "));
     let reader = |bytes| image::ImageReader::with_format(Cursor::new(bytes), image::ImageFormat::Png);
     let (width, height) = reader(bytes).into_dimensions().map_err(damaged)?;
     // The byte after width and height: deflated pixels have one bit at least.
     let bits = bytes.get(24).map_or(1, |depth| u64::from(*depth).max(1));
-    check_size(ImageSize { width, height }, bytes.len(), PNG_BITS / bits)?;
+    ImageSize { width, height }.check(bytes.len(), PNG_BITS / bits)?;
     let mut png = reader(bytes);
     // The pixels are bounded above; the library's own default would refuse some that Pillow reads.
     png.no_limits();

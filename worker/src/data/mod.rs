@@ -8,6 +8,7 @@
 
 pub mod augment;
 pub mod crop;
+pub mod cut;
 pub mod cutmix;
 pub mod decode;
 mod error;
@@ -35,6 +36,22 @@ pub const MAX_SIDE: u32 = 65_535;
 pub struct ImageSize {
     pub width: u32,
     pub height: u32,
+}
+
+impl ImageSize {
+    /// Refuses an image of so many pixels that they take more memory than the machine may have, or than `bytes` bytes
+    /// of a file with at most `density` pixels a byte can be asking for in earnest: a header alone claims anything.
+    fn check(self, bytes: usize, density: u64) -> Result<(), ImageError> {
+        let Self { width, height } = self;
+        let pixels = u64::from(width) * u64::from(height);
+        if pixels > MAX_PIXELS || width.max(height) > MAX_SIDE {
+            return Err(ImageError::TooLarge { width, height });
+        }
+        if pixels > (bytes as u64).saturating_mul(density) {
+            return Err(ImageError::TooShort { bytes, width, height });
+        }
+        Ok(())
+    }
 }
 
 /// A crop in pixels of the decoded image: rows `top..top + height`, columns `left..left + width`,

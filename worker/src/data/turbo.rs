@@ -6,7 +6,7 @@ use std::ffi::{CStr, c_int};
 
 use turbojpeg_sys as tj;
 
-use super::decode::{Cut, Pick, check_size};
+use super::cut::{Cut, Pick};
 use super::{CropBox, ImageError, ImageSize};
 
 /// Most pixels that a byte of a JPEG can be: a block of 64 takes a bit at least, in the first scan of a progressive
@@ -212,7 +212,7 @@ fn decode_with(
     if size.width == 0 || size.height == 0 {
         return Err(ImageError::Jpeg("no image in it".into()));
     }
-    check_size(size, jpeg.len(), DENSITY)?;
+    size.check(jpeg.len(), DENSITY)?;
     let colorspace = handle.get(tj::TJPARAM_TJPARAM_COLORSPACE);
     let four_inks = [tj::TJCS_TJCS_CMYK, tj::TJCS_TJCS_YCCK].map(|space| space as c_int);
     let (layout, format, bytes) = if four_inks.contains(&colorspace) {

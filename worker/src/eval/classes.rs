@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::sets;
 use crate::data::DataError;
 use crate::data::index::{Split, holds_shards};
 
@@ -57,7 +56,7 @@ impl Classes {
             if holds_shards(path)? {
                 return Ok(Self::from_folders(Split::open(path, None)?.classes().to_vec()));
             }
-            return sets::folders(path).map(Self::from_folders).map_err(unreadable);
+            return folders(path).map(Self::from_folders).map_err(unreadable);
         }
         let text = std::fs::read_to_string(path).map_err(unreadable)?;
         let classes = match text.trim_start().starts_with(['{', '[']) {
@@ -199,4 +198,21 @@ pub fn class_ids(
 
 fn number(folder: &str) -> Option<u32> {
     folder.bytes().all(|byte| byte.is_ascii_digit()).then(|| folder.parse().ok()).flatten()
+}
+
+/// Names of the folders in `dir`, links to folders included, sorted, without hidden ones.
+pub(super) fn folders(dir: &Path) -> std::io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        // One that is not UTF-8 is refused with its name when it is indexed.
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let kind = entry.file_type()?;
+        let is_folder = kind.is_dir() || kind.is_symlink() && entry.path().is_dir();
+        if is_folder && !name.starts_with('.') {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
 }

@@ -11,7 +11,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::classes::{Classes, ClassesError, class_ids};
+use super::classes::{Classes, ClassesError, class_ids, folders};
 use crate::data::DataError;
 use crate::data::index::Split;
 
@@ -107,23 +107,6 @@ fn corruptions(dir: &Path) -> Result<Vec<Corruption>, SetError> {
 
 fn list(dir: &Path) -> Result<Vec<String>, SetError> {
     folders(dir).map_err(|source| SetError::List { path: dir.to_path_buf(), source })
-}
-
-/// Names of the folders in `dir`, links to folders included, sorted, without hidden ones.
-pub fn folders(dir: &Path) -> std::io::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        // One that is not UTF-8 is refused with its name when it is indexed.
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let kind = entry.file_type()?;
-        let is_folder = kind.is_dir() || kind.is_symlink() && entry.path().is_dir();
-        if is_folder && !name.starts_with('.') {
-            names.push(name);
-        }
-    }
-    names.sort_unstable();
-    Ok(names)
 }
 
 /// A folder of class folders, and what they mean to the network.

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! - [`inputs`] opens the data set that the configuration names.
-//! - [`learner`] holds model and optimizer and does one step.
+//! - [`learner`] holds model and optimizer and does one [`step`].
 //! - [`loss_scale`] keeps gradients of float16 in range.
 //! - [`overlap`] sums gradients over the ranks while others are still computed.
 //! - [`trainer`] follows the coordinator's orders: forms a ring, trains an epoch, validates, saves.
@@ -26,5 +26,6 @@ pub mod overlap;
 mod pictures;
 mod samples;
 mod saver;
+pub mod step;
 pub mod trainer;
 mod transfer;

@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use relabel_config::Wire;
 
-use super::learner::StepError;
+use super::step::StepError;
 use crate::collective::buckets::Ready;
 use crate::collective::nccl::Nccl;
 use crate::collective::{AbortHandle, Collective, CollectiveError};

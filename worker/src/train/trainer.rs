@@ -22,10 +22,11 @@ use relabel_core::{
 use tch::Device;
 
 use super::inputs::{InputError, Inputs};
-use super::learner::{Learner, StepError};
+use super::learner::Learner;
 use super::pictures::Pictures;
 use super::samples::SampleLog;
 use super::saver::{self, Saver};
+use super::step::StepError;
 use super::transfer::Tally;
 use crate::checkpoint::{CheckpointError, Progress, Remote};
 use crate::collective::{AbortHandle, Collective};

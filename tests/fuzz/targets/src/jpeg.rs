@@ -2,7 +2,8 @@
 //! crop and scale, the rest is the file.
 
 use worker::data::augment::{Augment, EvalTransform, Input, Resize, Scaler};
-use worker::data::decode::{Cut, Decoder, Pick, RgbImage};
+use worker::data::cut::{Cut, Pick};
+use worker::data::decode::{Decoder, RgbImage};
 use worker::data::rng::KeyedRng;
 use worker::data::{CropBox, ImageSize};
 

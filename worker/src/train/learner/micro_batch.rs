@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use relabel_config::Compute;
 
-use super::{Ask, Learner, StepError};
+use super::Learner;
 use crate::collective::buckets::Ready;
 use crate::data::loader::Batch;
 use crate::model::{image_batch, seeded};
 use crate::torch::{self, TorchError};
 use crate::train::loss::soft_cross_entropy;
+use crate::train::step::{Ask, StepError};
 
 /// What `compute.micro_batch` says, and what was found where it leaves that to the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

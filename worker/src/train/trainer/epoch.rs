@@ -13,8 +13,8 @@ use crate::data::augment::{Augment, EvalTransform};
 use crate::data::cutmix::CutMix;
 use crate::data::loader::{Batch, EvalLoader, EvalPlan, TrainLoader, TrainPlan};
 use crate::eval;
-use crate::train::learner::{Ask, StepError, Stepped, Update};
 use crate::train::samples::SampleLog;
+use crate::train::step::{Ask, StepError, Stepped, Update};
 use crate::train::transfer::Tally;
 
 /// Batches that loader threads may be ahead.
