@@ -129,8 +129,11 @@ impl Learner {
         let x = torch::to_device(&image_batch(pixels, n, size)?, device)?;
         let targets = torch::to_device(&torch::from_f32(targets, &[n, classes])?, device)?;
         let loss = soft_cross_entropy(&self.model.forward(&x, true)?, &targets)?;
-        let share = &loss / planned as f64;
-        let scaled = self.loss_scale.map_or(share.shallow_clone(), |by| share * f64::from(by.scale));
+        let share = loss.f_div_scalar(planned as f64)?;
+        let scaled = match self.loss_scale {
+            Some(by) => share.f_mul_scalar(f64::from(by.scale))?,
+            None => share,
+        };
         let backward = || scaled.f_backward();
         match (ready, &self.hooks) {
             (Some(ready), Some(hooks)) => {
@@ -140,7 +143,8 @@ impl Learner {
             _ => backward(),
         }
         .map_err(TorchError::during("compute the gradients"))?;
-        Ok(loss.double_value(&[]))
+        // On a GPU this is where what failed there is told.
+        Ok(loss.f_double_value(&[])?)
     }
 }
 
