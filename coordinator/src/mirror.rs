@@ -4,7 +4,8 @@
 //! that at any moment what is on the store can be resumed from.
 //!
 //! A store that is away costs nothing but its copy: what has not gone there goes there later. A coordinator that finds
-//! another's journal there has been taken for dead, and its run goes on elsewhere: it ends.
+//! another's journal there has been taken for dead, and its run goes on elsewhere: it ends. The journal is only written
+//! in place of the one that was compared with it, so that one that was held up in between takes nothing from the other.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,9 @@ const SHOWN: [&str; 3] = ["config.yaml", "metrics.jsonl", "curves.svg"];
 
 /// Between two tries to reach a store that is away.
 const PAUSE: Duration = Duration::from_secs(5);
+
+/// So often the store's journal is looked at to be written in place of what was found.
+const LOOKS: usize = 4;
 
 /// How long the end of a run waits for what has not gone there yet.
 const FAREWELL: Duration = Duration::from_secs(20);
@@ -222,17 +226,11 @@ impl Due {
 /// names. What has been done is no longer due.
 async fn bring(store: &Store, folder: &Path, due: &mut Due) -> Result<(), MirrorError> {
     let here = journal::whole_lines(folder)?;
-    let there = store.get(journal::JOURNAL).await?.unwrap_or_default();
-    if !here.starts_with(&there) {
-        return Err(MirrorError::Another { url: store.name_of(""), folder: folder.to_owned() });
-    }
     let facts = match due.retired {
         true => journal::read(&folder.join(journal::JOURNAL), &here)?.0,
         false => Vec::new(),
     };
-    if here.len() > there.len() {
-        store.put(journal::JOURNAL, here).await?;
-    }
+    bring_journal(store, folder, here).await?;
     if due.shown {
         for name in SHOWN {
             let path = folder.join(name);
@@ -253,6 +251,22 @@ async fn bring(store: &Store, folder: &Path, due: &mut Due) -> Result<(), Mirror
         due.retired = false;
     }
     Ok(())
+}
+
+/// Makes `here` the store's journal, if it continues what is there.
+async fn bring_journal(store: &Store, folder: &Path, here: Vec<u8>) -> Result<(), MirrorError> {
+    for _ in 0..LOOKS {
+        let (there, found) = store.find(journal::JOURNAL).await?;
+        let there = there.unwrap_or_default();
+        if !here.starts_with(&there) {
+            return Err(MirrorError::Another { url: store.name_of(""), folder: folder.to_owned() });
+        }
+        if here.len() == there.len() || store.put_in_place_of(found, journal::JOURNAL, here.clone()).await? {
+            return Ok(());
+        }
+        // Somebody has written it since, or the answer to its having been written was lost.
+    }
+    Err(StoreError::Contended(store.name_of(journal::JOURNAL)).into())
 }
 
 /// The files that were retired, and have not been written again since.

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-version=0.13.0-alpha.3
+version=0.14.1
 if [ "$(cat .store/version 2>/dev/null)" != "$version" ]; then
     # Built to be there soon, not to be fast.
     CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \

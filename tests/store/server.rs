@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 /// Who may come.
@@ -110,42 +110,104 @@ impl Silence {
     }
 }
 
-/// A way to the server on which one bit of every answer of more than this many bytes is turned over.
-pub const LARGE: u64 = 1 << 20;
-
-/// Opens it; returns its port, and how many bits were turned so far.
-pub fn faulty_way_to(port: u16) -> (u16, Arc<AtomicU64>) {
+/// A way to a server, on which something may happen. It ends with the process.
+///
+/// Returns its port. `answer` and `request` see all that goes back and forth, as it comes, before it goes on.
+fn way_to<R, A>(port: u16, request: R, answer: impl Fn() -> A + Send + 'static) -> u16
+where
+    R: Fn(&mut [u8]) + Clone + Send + 'static,
+    A: FnMut(&mut [u8]) + Send + 'static,
+{
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let own = listener.local_addr().unwrap().port();
-    let turned = Arc::new(AtomicU64::new(0));
-    let count = turned.clone();
-    // It ends with the process.
     std::thread::spawn(move || {
         for client in listener.incoming() {
             let (client, server) = (client.unwrap(), TcpStream::connect(("127.0.0.1", port)).unwrap());
             let (up_from, up_to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-            std::thread::spawn(move || pump(up_from, up_to, None));
-            let count = count.clone();
-            std::thread::spawn(move || pump(server, client, Some(&count)));
+            let (request, answer) = (request.clone(), answer());
+            std::thread::spawn(move || pump(up_from, up_to, request));
+            std::thread::spawn(move || pump(server, client, answer));
         }
     });
-    (own, turned)
+    own
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, turned: Option<&AtomicU64>) {
-    let (mut buffer, mut seen) = (vec![0; 64 << 10], 0);
+fn pump(mut from: TcpStream, mut to: TcpStream, mut see: impl FnMut(&mut [u8])) {
+    let mut buffer = vec![0; 64 << 10];
     while let Ok(read @ 1..) = from.read(&mut buffer) {
-        let before = seen;
-        seen += read as u64;
-        if let Some(turned) = turned
-            && (before..seen).contains(&LARGE)
-        {
-            buffer[(LARGE - before) as usize] ^= 1;
-            turned.fetch_add(1, Ordering::Relaxed);
-        }
+        see(&mut buffer[..read]);
         if to.write_all(&buffer[..read]).is_err() {
             break;
         }
     }
     let _ = to.shutdown(Shutdown::Write);
+}
+
+/// A way to the server on which one bit of every answer of more than this many bytes is turned over.
+pub const LARGE: u64 = 1 << 20;
+
+/// Opens it; returns its port, and how many bits were turned so far.
+pub fn faulty_way_to(port: u16) -> (u16, Arc<AtomicU64>) {
+    let turned = Arc::new(AtomicU64::new(0));
+    let count = turned.clone();
+    let answer = move || {
+        let (count, mut seen) = (count.clone(), 0);
+        move |part: &mut [u8]| {
+            let before = seen;
+            seen += part.len() as u64;
+            if (before..seen).contains(&LARGE) {
+                part[(LARGE - before) as usize] ^= 1;
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    };
+    (way_to(port, |_| (), answer), turned)
+}
+
+/// A way to the server on which requests can be held up.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<(Mutex<GateState>, Condvar)>);
+
+#[derive(Default)]
+struct GateState {
+    shut: bool,
+    waiting: usize,
+}
+
+impl Gate {
+    /// Opens a way through it; returns the way's port. The gate is for requests that begin with `what`.
+    pub fn before(&self, port: u16, what: String) -> u16 {
+        let gate = self.clone();
+        let pass = move |part: &mut [u8]| {
+            if part.starts_with(what.as_bytes()) {
+                gate.pass();
+            }
+        };
+        way_to(port, pass, || |_: &mut [u8]| ())
+    }
+
+    fn pass(&self) {
+        let (state, changed) = &*self.0;
+        let mut state = state.lock().unwrap();
+        state.waiting += 1;
+        changed.notify_all();
+        state = changed.wait_while(state, |state| state.shut).unwrap();
+        state.waiting -= 1;
+    }
+
+    /// Shuts it, and returns once somebody stands before it.
+    pub fn shut(&self) {
+        let (state, changed) = &*self.0;
+        let mut state = state.lock().unwrap();
+        state.shut = true;
+        let limit = Duration::from_secs(60);
+        let (_state, late) = changed.wait_timeout_while(state, limit, |state| state.waiting == 0).unwrap();
+        assert!(!late.timed_out(), "nobody came to the gate");
+    }
+
+    pub fn open(&self) {
+        let (state, changed) = &*self.0;
+        state.lock().unwrap().shut = false;
+        changed.notify_all();
+    }
 }

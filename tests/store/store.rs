@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use relabel_tests::{Scratch, assert_same_curve, losses, metrics, run, sorted, start, wait_for_steps};
-use server::{SECRET, Server, Silence, faulty_way_to};
+use server::{Gate, SECRET, Server, Silence, faulty_way_to};
 
 /// The data of all tests, and in `undisturbed` the run that theirs are compared with.
 static SHARED: LazyLock<Scratch> = LazyLock::new(|| {
@@ -270,19 +270,26 @@ fn a_store_that_never_answers_holds_nobody_up() {
 #[ignore = "needs a server that speaks S3: make store-test"]
 fn a_run_that_has_gone_on_elsewhere_ends_here() {
     let server = Server::start();
-    let mut here = uploading("here", "moved_on", server.port());
+    let gate = Gate::default();
+    let way = gate.before(server.port(), "PUT /runs/moved_on/journal.jsonl ".into());
+    let mut here = uploading("here", "moved_on", way);
     here.args(LONG).arg("--checkpoint.every_steps=2");
     let mut here = start(here);
     here.wait_for("a checkpoint", |text| text.contains("checkpoint resnet18-").then_some(()));
-    // As one whose host is cut off.
+    // As one whose host is cut off, just when it has found the store's journal to be its own, and writes more of it.
+    gate.shut();
     kill(here.pid(), Signal::SIGSTOP).unwrap();
     std::fs::create_dir(SHARED.path("there")).unwrap();
     let mut there = uploading("there", "moved_on", server.port());
     there.args(LONG).args(["--resume", "--checkpoint.every_steps=2"]);
     let mut there = start(there);
     there.wait_for("a checkpoint", |text| text.contains("checkpoint resnet18-").then_some(()));
+    let held = std::fs::read(server.file("moved_on/journal.jsonl")).unwrap();
+    gate.open();
     kill(here.pid(), Signal::SIGCONT).unwrap();
     let ended = here.wait();
+    let now = std::fs::read(server.file("moved_on/journal.jsonl")).unwrap();
+    assert!(now.starts_with(&held), "the journal of the run that went on was overwritten");
     let line = ended.last_line(1);
     assert!(line.contains("s3://runs/moved_on/ holds a run that goes another way"), "{line}");
     kill(there.pid(), Signal::SIGTERM).unwrap();

@@ -17,7 +17,8 @@ use std::time::Duration;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::path::Path as Key;
 use object_store::{
-    BackoffConfig, ClientConfigKey, ObjectStore, ObjectStoreExt as _, RetryConfig, WriteMultipart,
+    BackoffConfig, ClientConfigKey, ObjectStore, ObjectStoreExt as _, PutMode, RetryConfig, UpdateVersion,
+    WriteMultipart,
 };
 use relabel_config::s3_folder;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -56,6 +57,11 @@ pub enum StoreError {
     Missing(String),
     #[error("{object} is damaged: it has {found}, not {wanted}")]
     Damaged { object: String, found: Content, wanted: Content },
+    #[error(
+        "cannot store {0}: each time it was found to be another by then (a store that knows no If-Match is used with \
+         AWS_CONDITIONAL_PUT=disabled)"
+    )]
+    Contended(String),
     #[error("cannot {operation} {}: {source}", path.display())]
     File { operation: &'static str, path: PathBuf, source: io::Error },
 }
@@ -92,6 +98,10 @@ impl std::fmt::Display for Content {
         write!(f, "the BLAKE3 hash {}", self.blake3)
     }
 }
+
+/// Which of the objects that have had a name was found there: none, or one that the store tells from all others.
+#[derive(Debug, Clone)]
+pub struct Found(Option<UpdateVersion>);
 
 /// A folder on an object store.
 #[derive(Clone)]
@@ -204,15 +214,52 @@ impl Store {
         Ok(())
     }
 
+    /// Stores a small object where there still is what was `found`, and says whether that was so: of several that write
+    /// at once, one comes through. Not so may be said, too, of what has come through after all, after an answer was lost.
+    ///
+    /// A store that knows no such conditions is written to without, where `AWS_CONDITIONAL_PUT=disabled` says so.
+    ///
+    /// # Errors
+    /// As [`Self::put`].
+    pub async fn put_in_place_of(
+        &self,
+        found: Found,
+        name: &str,
+        bytes: Vec<u8>,
+    ) -> Result<bool, StoreError> {
+        let mode = found.0.map_or(PutMode::Create, PutMode::Update);
+        match self.bucket.put_opts(&self.key(name), bytes.clone().into(), mode.into()).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::Precondition { .. } | object_store::Error::AlreadyExists { .. }) => {
+                Ok(false)
+            }
+            Err(object_store::Error::NotImplemented { .. }) => self.put(name, bytes).await.map(|()| true),
+            Err(error) => Err(self.failed("store", name)(error)),
+        }
+    }
+
     /// A small object, if it is there.
     ///
     /// # Errors
     /// A store that cannot be reached or refuses.
     pub async fn get(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let read = async { self.bucket.get(&self.key(name)).await?.bytes().await };
+        Ok(self.find(name).await?.0)
+    }
+
+    /// A small object, if it is there, and what [`Self::put_in_place_of`] is to know of it.
+    ///
+    /// # Errors
+    /// A store that cannot be reached or refuses.
+    pub async fn find(&self, name: &str) -> Result<(Option<Vec<u8>>, Found), StoreError> {
+        let read = async {
+            let object = self.bucket.get(&self.key(name)).await?;
+            let version =
+                UpdateVersion { e_tag: object.meta.e_tag.clone(), version: object.meta.version.clone() };
+            Ok((object.bytes().await?, version))
+        };
         match read.await {
-            Ok(bytes) => Ok(Some(bytes.into())),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Ok((bytes, version)) => Ok((Some(bytes.into()), Found(Some(version)))),
+            Err(object_store::Error::NotFound { .. }) => Ok((None, Found(None))),
             Err(error) => Err(self.failed("read", name)(error)),
         }
     }
