@@ -120,21 +120,39 @@ pub(super) fn channels(planes: &[u8]) -> [&[u8]; 3] {
     [red, green, blue]
 }
 
+/// The first `length` values, and nothing of what lies beyond. Apart, as [`padded`].
+#[cold]
+#[inline(never)]
+fn first_of(values: [f32; LANES], length: usize) -> [f32; LANES] {
+    std::array::from_fn(|lane| if lane < length { values[lane] } else { 0.0 })
+}
+
+/// Blocks over which a float adds up a lane's luma without rounding: 255 times so many stay below 2^24.
+const EXACT: usize = 1 << 16;
+
 /// Mean of the luma after `blends`, rounded half up.
 fn mean_luma(planes: &[u8], blends: &[Blend]) -> f32 {
     let channels = channels(planes);
     let area = channels[0].len();
-    let mut sum = 0;
-    for start in (0..area).step_by(LANES) {
-        let block = start..area.min(start + LANES);
-        let mut colours = read(channels.map(|channel| &channel[block.clone()]), false);
-        for blend in blends {
-            blend.apply(&mut colours);
+    let mut total = 0.0;
+    for first in (0..area).step_by(EXACT * LANES) {
+        let end = area.min(first + EXACT * LANES);
+        let mut sums = [0.0; LANES];
+        for start in (first..end).step_by(LANES) {
+            let block = start..end.min(start + LANES);
+            let mut colours = read(channels.map(|channel| &channel[block.clone()]), false);
+            for blend in blends {
+                blend.apply(&mut colours);
+            }
+            let luma = luma(&colours);
+            let luma = if block.len() == LANES { luma } else { first_of(luma, block.len()) };
+            for lane in 0..LANES {
+                sums[lane] += luma[lane];
+            }
         }
-        let total: i32 = luma(&colours)[..block.len()].iter().map(|&value| value as i32).sum();
-        sum += i64::from(total);
+        total += sums.map(f64::from).iter().sum::<f64>();
     }
-    (sum as f64 / area as f64 + 0.5).floor() as f32
+    (total / area as f64 + 0.5).floor() as f32
 }
 
 #[cfg(test)]
