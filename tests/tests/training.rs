@@ -58,6 +58,28 @@ fn the_number_of_workers_does_not_change_the_curve() {
 }
 
 #[test]
+fn images_finished_on_the_device_teach_the_same_to_the_bit() {
+    let scratch = Scratch::with_data(50, 8);
+    for finish in ["host", "device"] {
+        let mut command = scratch.local(finish, 2);
+        command.args(["--data.finish", finish, "--optim.epochs", "2"]);
+        command.args([
+            "--data.cutmix.prob",
+            "0.5",
+            "--data.cutmix.beta",
+            "1",
+            "--data.cutmix.off_epoch",
+            "0",
+        ]);
+        let ended = run(command);
+        assert!(ended.status.success(), "{}", ended.stderr);
+    }
+    let [host, device] = ["host", "device"].map(|name| losses(&scratch.path(name)));
+    assert_eq!(host.len(), 8);
+    assert_eq!(host, device);
+}
+
+#[test]
 fn a_run_that_was_killed_resumes_on_the_same_curve() {
     let scratch = Scratch::with_data(80, 8);
     let with = |run_dir: &str| {

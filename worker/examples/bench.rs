@@ -11,7 +11,7 @@ use relabel_config::{Axes, Config, Data, OnError, Precision, Resize};
 use relabel_core::Position;
 use tch::Device;
 use worker::collective::{AbortHandle, Solo};
-use worker::data::augment::{Augment, Input, STD, Scaler};
+use worker::data::augment::{Augment, FinishOn, Input, STD, Scaler};
 use worker::data::crop::random_resized_crop;
 use worker::data::cutmix::CutMix;
 use worker::data::decode::{Decoder, RgbImage};
@@ -55,6 +55,9 @@ struct Images {
     /// Leave out colour jitter and lighting.
     #[arg(long)]
     plain: bool,
+    /// As `data.finish device` has it: the loader's part of the work alone.
+    #[arg(long)]
+    unfinished: bool,
     /// As `data.shuffle_buffer` has it, for tar files.
     #[arg(long, default_value_t = 0)]
     shuffle_buffer: u32,
@@ -142,6 +145,7 @@ fn load_images(args: &Images) -> Result<(usize, f64)> {
     let targets: Arc<dyn Targets> = Arc::new(SingleLabel::new(1000, Arc::new(move |id| of_sample.class(id))));
     let mut augment = Augment::from_config(&Data::default());
     augment.resize = if args.exact { Resize::Exact } else { Resize::Fast };
+    augment.finish = if args.unfinished { FinishOn::Device } else { FinishOn::Host };
     if args.plain {
         (augment.color_jitter, augment.lighting) = (0.0, 0.0);
     }
@@ -264,7 +268,7 @@ fn step(args: &Steps) -> Result<(usize, f64)> {
             .map(|i| ((i / classes * 37) % classes == i % classes).into())
             .map(|hot: u8| hot.into())
             .collect(),
-        skipped: Vec::new(),
+        ..Batch::default()
     };
     let ask = Ask { position: Position::default(), planned: n as u64, leave: false, may_skip: false };
     let mut seconds = Vec::new();

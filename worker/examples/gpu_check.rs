@@ -1,4 +1,5 @@
-//! Compares what a GPU computes with what the CPU does: forward, loss, gradients and 20 steps, in each precision.
+//! Compares what a GPU computes with what the CPU does: forward, loss, gradients and 20 steps, in each precision, and
+//! finished images.
 //! `tests/gpu/check.sh` runs it. A line a check: `ok`, `FAILED` or `not run`, and why. Exits with 1 if one has failed.
 
 use std::process::ExitCode;
@@ -8,9 +9,12 @@ use relabel_config::{Config, Precision};
 use relabel_core::Position;
 use tch::{Device, Kind, Tensor};
 use worker::collective::{AbortHandle, Solo, nccl};
+use worker::data::augment::{Finishing, Step};
 use worker::data::loader::Batch;
+use worker::data::unfinished::{Paste, Unfinished};
 use worker::model::{Model, ModelError, build, image_batch, published_batch_norm};
 use worker::torch::{self, TorchError};
+use worker::train::finish::finish;
 use worker::train::learner::Learner;
 use worker::train::loss::soft_cross_entropy;
 use worker::train::step::{Ask, StepError};
@@ -63,6 +67,7 @@ fn main() -> ExitCode {
                     println!("not run  {what} in {}: {error}", precision.name());
                 }
             }
+            println!("not run  images finished on it: {error}");
             println!("not run  NCCL: {error}");
             return ExitCode::SUCCESS;
         }
@@ -82,6 +87,7 @@ fn main() -> ExitCode {
         say(format!("forward and gradients in {name}"), pass(device, allowed));
         say(format!("{STEPS} steps in {name}"), steps(device, allowed));
     }
+    say("images finished on it".into(), finished(device));
     match nccl::find() {
         Ok(version) => println!("ok       NCCL: {}", nccl::version(version)),
         Err(error) => println!("not run  NCCL: {error}"),
@@ -135,6 +141,27 @@ fn pass(device: Device, allowed: &Allowed) -> Result<(bool, String), Broken> {
     Ok((logits <= allowed.logits && gradients <= allowed.gradients, words))
 }
 
+/// Flipped, jittered, lit, normalized and pasted over each other.
+fn finished(device: Device) -> Result<(bool, String), Broken> {
+    let steps = [Step::Saturation(1.31), Step::Brightness(0.87), Step::Contrast(1.22)];
+    let of = |image: usize| {
+        let mut steps = steps;
+        steps.rotate_left(image % 3);
+        Finishing { flip: image.is_multiple_of(2), steps: Some(steps), light: [0.01, -0.02, 0.03] }
+    };
+    let bytes = IMAGES * 3 * (SIDE * SIDE) as usize;
+    let lenders = (0..IMAGES).map(|image| (image + IMAGES - 1) % IMAGES).collect();
+    let batch = Unfinished {
+        planes: (0..bytes).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect(),
+        finishing: (0..IMAGES).map(of).collect(),
+        paste: Some(Paste { rows: 5..40, columns: 20..SIDE as usize, lenders }),
+    };
+    let expected = finish(&batch, 0..IMAGES, SIDE, Device::Cpu)?;
+    let found = torch::to_device(&finish(&batch, 0..IMAGES, SIDE, device)?, Device::Cpu)?;
+    let worst = (found - expected).abs().max().double_value(&[]);
+    Ok((worst == 0.0, format!("{worst:.1e} apart at most (none allowed)")))
+}
+
 fn losses(device: Device, precision: Precision) -> Result<Vec<f64>, Broken> {
     let mut config = Config::default();
     config.model.arch = "resnet18".into();
@@ -149,7 +176,7 @@ fn losses(device: Device, precision: Precision) -> Result<Vec<f64>, Broken> {
         .map(|step| {
             let (images, targets) = (images(IMAGES), targets(IMAGES));
             let batch =
-                Batch { step, sample_ids: (0..IMAGES as u32).collect(), images, targets, skipped: vec![] };
+                Batch { step, sample_ids: (0..IMAGES as u32).collect(), images, targets, ..Batch::default() };
             let position = Position { epoch: 0, step };
             let ask = Ask { position, planned: IMAGES as u64, leave: false, may_skip: false };
             Ok(learner.step(&batch, ask, &mut ring)?.loss_sum / IMAGES as f64)

@@ -103,7 +103,7 @@ fn batch(args: &Args) -> Batch {
         sample_ids: (0..args.batch).collect(),
         images: (0..pixels).map(|i| (i as f32 * 0.37).sin()).collect(),
         targets: (0..args.batch as usize * 1000).map(|i| f32::from(u8::from(i % 1001 == 0))).collect(),
-        skipped: Vec::new(),
+        ..Batch::default()
     }
 }
 

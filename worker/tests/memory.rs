@@ -34,7 +34,7 @@ fn step(learner: &mut Learner, n: usize) -> Result<(), StepError> {
         targets: (0..n * CLASSES)
             .map(|i| if i % CLASSES == i / CLASSES % CLASSES { 1.0 } else { 0.0 })
             .collect(),
-        skipped: Vec::new(),
+        ..Batch::default()
     };
     let ask = Ask { position: Position::default(), planned: n as u64, leave: false, may_skip: false };
     learner.step(&batch, ask, &mut Solo::default()).map(drop)

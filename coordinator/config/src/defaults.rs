@@ -1,9 +1,9 @@
 //! What each option is where nobody says otherwise: the reference's `base.yaml`, and this project's own.
 
 use crate::{
-    Axes, BatchNorm, Checkpoint, Cluster, Compute, CutMix, Data, Decay, Ema, LearningRate, Mode, Model,
-    NonFinite, OnError, Optim, OptimizerKind, PrecisionChoice, Relabel, Resize, Stragglers, Util, Warmup,
-    WeightDecay, Wire,
+    Axes, BatchNorm, Checkpoint, Cluster, Compute, CutMix, Data, Decay, Ema, FinishOn, LearningRate, Mode,
+    Model, NonFinite, OnError, Optim, OptimizerKind, PrecisionChoice, Relabel, Resize, Stragglers, Util,
+    Warmup, WeightDecay, Wire,
 };
 
 impl Default for Model {
@@ -25,6 +25,7 @@ impl Default for Data {
             lighting: 0.1,
             on_error: OnError::Fail,
             resize: Resize::Fast,
+            finish: FinishOn::Host,
             cutmix: CutMix::default(),
             relabel: Relabel::default(),
         }
@@ -103,6 +104,7 @@ impl Default for Compute {
             precision: PrecisionChoice::Auto,
             wire: Wire::Fp32,
             micro_batch: 0,
+            deterministic: false,
             num_workers: 32,
         }
     }

@@ -77,6 +77,8 @@ pub struct Data {
     pub on_error: OnError,
     /// How images are resized, in training and evaluation.
     pub resize: Resize,
+    /// Where training images are flipped, jittered, lit and normalized.
+    pub finish: FinishOn,
     pub cutmix: CutMix,
     pub relabel: Relabel,
 }
@@ -86,6 +88,16 @@ pub struct Data {
 pub enum OnError {
     Fail,
     Skip,
+}
+
+/// The pixels are the same to the bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishOn {
+    /// By the loader's threads; the device is sent floats.
+    Host,
+    /// By the device, which is sent bytes: a quarter of them, and less work for the processor.
+    Device,
 }
 
 /// Both are Pillow's antialiased bilinear filter.
@@ -249,6 +261,8 @@ pub struct Compute {
     pub wire: Wire,
     /// Images that a worker takes through the network at once; 0 for all of its slice, -1 for as many as fit its memory.
     pub micro_batch: i64,
+    /// Whether a run is to compute the same bits each time, on the same devices; slower on a GPU.
+    pub deterministic: bool,
     /// Loader threads of one worker at most; never more than its share of the machine's cores.
     pub num_workers: u32,
 }

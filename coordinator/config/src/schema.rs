@@ -3,7 +3,7 @@
 //! them with the fields of [`Config`].
 
 use crate::arch::{ARCHS, SCRIPT};
-use crate::{Axes, Config, Decay, Mode, NonFinite, OnError, OptimizerKind, Resize, Stragglers};
+use crate::{Axes, Config, Decay, FinishOn, Mode, NonFinite, OnError, OptimizerKind, Resize, Stragglers};
 
 /// A key's row.
 pub struct Setting {
@@ -240,6 +240,8 @@ static SCHEMA: &[Setting] = settings! {
         "What an unreadable training image does: fail the run, or be skipped and counted";
     "data.resize", Kind::Choice(&["fast", "exact"]), |c| text(match c.data.resize { Resize::Fast => "fast", Resize::Exact => "exact" }),
         "How images are resized: fast, or exact to the last bit of Pillow's arithmetic";
+    "data.finish", Kind::Choice(&["host", "device"]), |c| text(match c.data.finish { FinishOn::Host => "host", FinishOn::Device => "device" }),
+        "Where training images are flipped, jittered, lit and normalized; device is sent bytes";
     "data.cutmix.prob", SHARE, |c| Value::Real(c.data.cutmix.prob),
         "Probability that CutMix mixes a batch";
     "data.cutmix.beta", at_least(0.0), |c| Value::Real(c.data.cutmix.beta),
@@ -308,6 +310,8 @@ static SCHEMA: &[Setting] = settings! {
         "What gradients are sent in between workers; bf16 halves the bytes and rounds each sum";
     "compute.micro_batch", Kind::Whole { min: -1, max: u32::MAX as i64, optional: false }, |c| Value::Whole(c.compute.micro_batch),
         "Images a worker takes at once; 0 for all of its slice, -1 (--auto-batch) for as many as fit";
+    "compute.deterministic", Kind::Flag, |c| Value::Flag(c.compute.deterministic),
+        "Whether a run computes the same bits each time on the same devices; slower on a GPU";
     "compute.num_workers", count(1), |c| Value::Whole(c.compute.num_workers.into()),
         "Loader threads of one worker at most; never more than its share of the cores";
 

@@ -115,7 +115,7 @@ pub(super) fn run(args: &CurveArgs) -> Result<(), ParityError> {
         }
         let images = pixels[step * floats..][..floats].to_vec();
         let (epoch, step) = (step as u64 / args.steps_per_epoch, step as u64 % args.steps_per_epoch);
-        let batch = Batch { step, sample_ids, images, targets, skipped: Vec::new() };
+        let batch = Batch { step, sample_ids, images, targets, ..Batch::default() };
         let position = Position { epoch: epoch as u32, step };
         let stepped = learner.step(
             &batch,

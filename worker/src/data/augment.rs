@@ -15,7 +15,8 @@ use super::pillow::Resampler;
 use super::rng::KeyedRng;
 use super::{CropBox, ImageError, ImageSize};
 
-pub use relabel_config::Resize;
+pub use super::jitter::Step;
+pub use relabel_config::{FinishOn, Resize};
 
 /// ImageNet's mean and standard deviation of red, green and blue, of values in [0, 1].
 pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -38,6 +39,7 @@ pub struct Augment {
     /// Standard deviation of the PCA lighting noise; 0 turns it off.
     pub lighting: f64,
     pub resize: Resize,
+    pub finish: FinishOn,
 }
 
 impl Augment {
@@ -48,6 +50,7 @@ impl Augment {
             color_jitter: data.color_jitter,
             lighting: data.lighting,
             resize: data.resize,
+            finish: data.finish,
         }
     }
 
@@ -75,13 +78,13 @@ impl Augment {
     ) -> Result<Input, ImageError> {
         let planes = apart(scaler.resize_cut(image, cut, self.image_size, self.resize)?, planes);
         let flip = rng.below(2) == 1;
-        let blends = if self.color_jitter > 0.0 {
-            jitter::blends(&jitter::draw(self.color_jitter, rng), &planes)
-        } else {
-            Vec::new()
-        };
+        let steps = (self.color_jitter > 0.0).then(|| jitter::draw(self.color_jitter, rng));
         let light = if self.lighting > 0.0 { draw_lighting(self.lighting, rng) } else { [0.0; 3] };
-        Ok(Input { side: self.image_size, planes, flip, blends, light })
+        let blends = match (self.finish, &steps) {
+            (FinishOn::Host, Some(steps)) => jitter::blends(steps, &planes),
+            _ => Vec::new(),
+        };
+        Ok(Input { side: self.image_size, planes, finishing: Finishing { flip, steps, light }, blends })
     }
 }
 
@@ -220,15 +223,32 @@ pub struct Input {
     side: u32,
     /// RGB, `[3, side, side]`.
     planes: Vec<u8>,
-    flip: bool,
+    finishing: Finishing,
+    /// What the steps are for these pixels, unless the device finds out.
     blends: Vec<Blend>,
-    light: [f32; 3],
+}
+
+/// What is to be done to the bytes of an image, in this order, before they are normalized.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Finishing {
+    /// Left becomes right.
+    pub flip: bool,
+    /// Of the colour jitter, in their order.
+    pub steps: Option<[Step; 3]>,
+    /// What is added to red, green and blue, of values in [0, 1].
+    pub light: [f32; 3],
+}
+
+/// What a byte is multiplied by to be normalized, and then given in addition, with `light` in it: by channel.
+pub fn normalization(light: [f32; 3]) -> ([f32; 3], [f32; 3]) {
+    let shift = std::array::from_fn(|channel| (light[channel] - MEAN[channel]) / STD[channel]);
+    (STD.map(|deviation| 1.0 / (255.0 * deviation)), shift)
 }
 
 impl Input {
     /// `pixels`, RGB `[side, side, 3]`, that only remain to be normalized. `planes` is a buffer to be used again.
     pub fn plain(side: u32, pixels: &[u8], planes: Vec<u8>) -> Self {
-        Self { side, planes: apart(pixels, planes), flip: false, blends: Vec::new(), light: [0.0; 3] }
+        Self { side, planes: apart(pixels, planes), finishing: Finishing::default(), blends: Vec::new() }
     }
 
     /// Floats that one input of side `side` takes.
@@ -252,18 +272,17 @@ impl Input {
     /// If `out` is not `floats(side)` long, or a row or column lies outside.
     pub fn write_patch(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         assert_eq!(out.len(), self.planes.len());
-        let scale = STD.map(|deviation| 1.0 / (255.0 * deviation));
-        let shift: [f32; 3] =
-            std::array::from_fn(|channel| (self.light[channel] - MEAN[channel]) / STD[channel]);
+        let Finishing { flip, light, .. } = self.finishing;
+        let (scale, shift) = normalization(light);
         let side = self.side as usize;
         let channels = jitter::channels(&self.planes);
         for row in rows {
             let out = &mut out[(row * side + columns.start) * 3..(row * side + columns.end) * 3];
             for (number, out) in out.chunks_mut(3 * LANES).enumerate() {
                 let (column, length) = (columns.start + number * LANES, out.len() / 3);
-                let first = row * side + if self.flip { side - column - length } else { column };
+                let first = row * side + if flip { side - column - length } else { column };
                 let blocks = channels.map(|channel| &channel[first..first + length]);
-                let mut colours = jitter::read(blocks, self.flip);
+                let mut colours = jitter::read(blocks, flip);
                 for blend in &self.blends {
                     blend.apply(&mut colours);
                 }
@@ -279,6 +298,11 @@ impl Input {
                 }
             }
         }
+    }
+
+    /// Its bytes, RGB `[3, side, side]`, and what is still to be done to them.
+    pub fn unfinished(&self) -> (&[u8], &Finishing) {
+        (&self.planes, &self.finishing)
     }
 
     /// The buffer that it was made in, to be used again.

@@ -70,8 +70,9 @@ fn the_default_resize_stays_close_to_the_exact_one() {
         let (mut smaller, mut sum) = (0, 0_u64);
         for sample in 0..200 {
             let [fast, exact] = BOTH.map(|resize| {
+                let finish = FinishOn::Host;
                 let augment =
-                    Augment { image_size, min_area: 0.08, color_jitter: 0.0, lighting: 0.0, resize };
+                    Augment { image_size, min_area: 0.08, color_jitter: 0.0, lighting: 0.0, resize, finish };
                 let mut rng = KeyedRng::of_sample(5, 0, sample);
                 let cut =
                     decoder.decode_part(&file, |size| augment.draw_crop(size, &mut rng), &mut image).unwrap();
@@ -143,8 +144,11 @@ fn flip_blends_and_light_are_applied_as_written() {
     let light = [0.01, -0.02, 0.03];
     let blends = vec![Blend::Grey { grey: 0.0, factor: 0.5 }];
     for flip in [false, true] {
-        let input =
-            Input { flip, blends: blends.clone(), light, ..Input::plain(side as u32, &pixels, Vec::new()) };
+        let input = Input {
+            finishing: Finishing { flip, steps: None, light },
+            blends: blends.clone(),
+            ..Input::plain(side as u32, &pixels, Vec::new())
+        };
         let mut out = vec![0.0; side * side * 3];
         input.write(&mut out);
         let (rows, columns) = (3..7, 1..side - 1);
@@ -164,8 +168,8 @@ fn flip_blends_and_light_are_applied_as_written() {
 
 #[test]
 fn an_augmentation_is_a_function_of_its_key_and_flips_half() {
-    let resize = Resize::Fast;
-    let augment = Augment { image_size: 8, min_area: 0.08, color_jitter: 0.4, lighting: 0.1, resize };
+    let (resize, finish) = (Resize::Fast, FinishOn::Host);
+    let augment = Augment { image_size: 8, min_area: 0.08, color_jitter: 0.4, lighting: 0.1, resize, finish };
     let image = source(61, 47);
     let make = |epoch, sample| {
         let mut rng = KeyedRng::of_sample(5, epoch, sample);
@@ -180,7 +184,7 @@ fn an_augmentation_is_a_function_of_its_key_and_flips_half() {
     assert_eq!(written(&make(1, 2)), written(&make(1, 2)));
     assert_ne!(written(&make(1, 2)), written(&make(2, 2)));
     assert_ne!(written(&make(1, 2)), written(&make(1, 3)));
-    let flips = (0..2000).filter(|&sample| make(0, sample).flip).count();
+    let flips = (0..2000).filter(|&sample| make(0, sample).finishing.flip).count();
     assert!((900..1100).contains(&flips), "{flips}");
 }
 

@@ -8,7 +8,7 @@ use super::rng::KeyedRng;
 
 /// One step of a jitter with its factor; 1 changes nothing, 0 removes the property.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Step {
+pub enum Step {
     Brightness(f32),
     Contrast(f32),
     Saturation(f32),

@@ -8,7 +8,7 @@ use relabel_config::OnError;
 
 use super::train::TRAIN_ADVICE;
 use super::*;
-use crate::data::augment::{Augment, Resize};
+use crate::data::augment::{Augment, FinishOn, Resize};
 use crate::data::cut::Cut;
 use crate::data::cutmix::CutMix;
 use crate::data::location::Location;
@@ -61,6 +61,7 @@ fn plan(root: &Path) -> TrainPlan {
             color_jitter: 0.4,
             lighting: 0.1,
             resize: Resize::Fast,
+            finish: FinishOn::Host,
         },
         cutmix: CutMix::OFF,
         seed: 11,
@@ -369,9 +370,8 @@ const MIXED: CutMix = CutMix { prob: 0.5, beta: 1.0, until: 100 };
 
 /// A plan for images large enough to see a box in.
 fn mixed_plan(root: &Path) -> TrainPlan {
-    let augment =
-        Augment { image_size: 16, min_area: 0.08, color_jitter: 0.4, lighting: 0.1, resize: Resize::Fast };
-    TrainPlan { augment, cutmix: MIXED, ..plan(root) }
+    let plan = plan(root);
+    TrainPlan { augment: Augment { image_size: 16, ..plan.augment }, cutmix: MIXED, ..plan }
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! `relabel_core::shards` by which rank; [`index`] turns its id into a [`location`], a file or a part of a tar file;
 //! [`decode`] makes RGB pixels of what is there; [`rng`] gives the sample its random numbers; [`crop`] draws the
 //! box; [`augment`] turns box and pixels into `[H, W, 3]` floats; [`cutmix`] may paste a part of its neighbour over
-//! it; [`loader`] does so on many threads and hands out whole batches in order.
+//! it; [`loader`] does so on many threads and hands out whole batches in order. With `data.finish device` an
+//! [`unfinished`] batch leaves the floats, and what is pasted, to the device.
 
 pub mod augment;
 pub mod crop;
@@ -21,6 +22,7 @@ mod pillow;
 mod pool;
 pub mod rng;
 pub(crate) mod turbo;
+pub mod unfinished;
 pub mod whole;
 
 pub use error::{DataError, ImageError, ShardError};

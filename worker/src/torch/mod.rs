@@ -34,7 +34,7 @@ pub use hooks::{GradientHooks, Listener};
 pub use normalize::{BatchNorm, batch_norm};
 #[cfg(test)]
 pub(crate) use precision::layouts;
-pub use precision::{autocast, prepare, unscale};
+pub use precision::{autocast, compute_deterministically, prepare, unscale};
 pub use script::{ScriptModule, ScriptTensor};
 
 /// Why libtorch did not do what it was asked.
@@ -51,6 +51,9 @@ pub enum TorchError {
     /// There is not as much memory as the gradients take.
     #[error("no memory for the gradients: {0}")]
     Region(#[source] std::io::Error),
+    /// cuBLAS may add up in another order each time.
+    #[error("compute.deterministic on a GPU needs {name}={value} in the worker's environment")]
+    Workspace { name: &'static str, value: &'static str },
     /// The values do not fill the shape.
     #[error("{bytes} bytes do not fill a tensor of shape {shape:?} and kind {kind:?}")]
     WrongLength { bytes: usize, shape: Vec<i64>, kind: Kind },

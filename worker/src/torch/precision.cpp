@@ -1,4 +1,4 @@
-// Mixed precision: autocast, TF32 and the gradients of a scaled loss. Apart from shim.cpp because autocast's header
+// Precision: autocast, TF32, the gradients of a scaled loss, and the same bits each time. Apart from shim.cpp because autocast's header
 // includes all of ATen.
 
 #include <ATen/Context.h>
@@ -33,6 +33,15 @@ void relabel_torch_autocast_leave(int cuda, int was_enabled, int was_dtype) noex
   if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
   at::autocast::set_autocast_enabled(device, was_enabled != 0);
   at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(was_dtype));
+}
+
+// As `torch.use_deterministic_algorithms`: an operator that has no such algorithm throws. What is uninitialized stays so.
+char* relabel_torch_deterministic(int on) {
+  return guarded([&] {
+    at::globalContext().setDeterministicAlgorithms(on != 0, /*warn_only=*/false);
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
+    at::globalContext().setDeterministicCuDNN(on != 0);
+  });
 }
 
 char* relabel_torch_allow_tf32(int allow) {

@@ -13,6 +13,7 @@ unsafe extern "C" {
     fn relabel_torch_autocast_leave(cuda: c_int, was_enabled: c_int, was_dtype: c_int);
     fn relabel_torch_keep_memory();
     fn relabel_torch_allow_tf32(allow: c_int) -> *mut c_char;
+    fn relabel_torch_deterministic(on: c_int) -> *mut c_char;
     fn relabel_torch_unscale(gradients: *mut C_tensor, inverse_scale: f32, finite: *mut c_int)
     -> *mut c_char;
 }
@@ -70,6 +71,26 @@ pub fn prepare(device: Device, precision: Precision) -> Result<(), TorchError> {
     }
     Ok(())
 }
+
+/// Has libtorch compute the same bits each time in this process: algorithms that add up in one order, and of cuDNN's
+/// none that were the fastest when tried. An operator that has no such algorithm is an error from then on.
+///
+/// # Errors
+/// On a GPU, where the environment does not let cuBLAS do so; what libtorch throws.
+pub fn compute_deterministically(device: Device) -> Result<(), TorchError> {
+    if device.is_cuda() {
+        let (name, values) = CUBLAS_WORKSPACE;
+        if !std::env::var(name).is_ok_and(|value| values.contains(&value.as_str())) {
+            return Err(TorchError::Workspace { name, value: values[0] });
+        }
+        tch::Cuda::cudnn_set_benchmark(false);
+    }
+    // SAFETY: a plain value.
+    checked("compute deterministically", unsafe { relabel_torch_deterministic(1) })
+}
+
+/// What has cuBLAS add up in one order, as its manual says; it looks there when it is first used.
+const CUBLAS_WORKSPACE: (&str, [&str; 2]) = ("CUBLAS_WORKSPACE_CONFIG", [":4096:8", ":16:8"]);
 
 /// Multiplies f32 `gradients` of any shape by `inverse_scale`, in one pass, and says whether all of them were finite.
 ///

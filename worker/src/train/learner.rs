@@ -31,7 +31,7 @@ use crate::collective::{Collective, Region};
 use crate::data::loader::Batch;
 use crate::model::{FlatGradients, Model, ModelError, seeded};
 use crate::optim::{Ema, Optimizer, schedule};
-use crate::torch::GradientHooks;
+use crate::torch::{self, GradientHooks};
 use crate::weights::{self, Head, Loaded, Weights, WeightsError};
 
 mod micro_batch;
@@ -92,6 +92,10 @@ impl Learner {
         let ema = averages.then(|| Ema::new(build()?, &model, decay)).transpose()?;
         let optimizer = Optimizer::new(model.parameters(), &config.optim);
         let gradients = FlatGradients::new(&model, SCALARS)?;
+        if config.compute.deterministic {
+            // After the model, which has cuDNN try its algorithms.
+            torch::compute_deterministically(device)?;
+        }
         let loss_scale = (precision == Precision::Fp16).then(LossScale::default);
         Ok(Self {
             model,

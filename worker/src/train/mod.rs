@@ -18,6 +18,7 @@
 //! - `samples` records which samples were trained on.
 //! - `saver` writes checkpoints on a thread of its own.
 
+pub mod finish;
 pub mod inputs;
 pub mod learner;
 pub mod loss;

@@ -1,7 +1,7 @@
 //! Image files, and what training and evaluation do to what is in them. The first bytes of an input say which
 //! crop and scale, the rest is the file.
 
-use worker::data::augment::{Augment, EvalTransform, Input, Resize, Scaler};
+use worker::data::augment::{Augment, EvalTransform, FinishOn, Input, Resize, Scaler};
 use worker::data::cut::{Cut, Pick};
 use worker::data::decode::{Decoder, RgbImage};
 use worker::data::rng::KeyedRng;
@@ -47,8 +47,14 @@ fn run(input: &[u8]) {
     let mut rng = KeyedRng::of_sample(control[10].into(), control[11].into(), 0);
 
     let mut scaler = Scaler::default();
-    let augment =
-        Augment { image_size: side, min_area: 0.08, color_jitter: strength, lighting: strength, resize };
+    let augment = Augment {
+        image_size: side,
+        min_area: 0.08,
+        color_jitter: strength,
+        lighting: strength,
+        resize,
+        finish: FinishOn::Host,
+    };
     let drawn = augment.draw_crop(image.size, &mut rng);
     let mut part = RgbImage::empty();
     for pick in [Pick { crop, shrink: 1 << (control[9] >> 2 & 3) }, Pick { crop, shrink: 1 }, drawn] {

@@ -9,12 +9,13 @@ use relabel_core::shards;
 
 use super::read_ahead::ReadAhead;
 use super::{Buffers, Scratch, fit};
-use crate::data::augment::{Augment, Input};
+use crate::data::augment::{Augment, FinishOn, Input};
 use crate::data::cutmix::{self, CutMix, Mix};
 use crate::data::index::Split;
 use crate::data::location::Location;
 use crate::data::pool::{Pool, Work};
 use crate::data::rng::KeyedRng;
+use crate::data::unfinished::Unfinished;
 use crate::data::{DataError, ImageError};
 use crate::labels::Targets;
 
@@ -52,8 +53,10 @@ pub struct Batch {
     pub step: u64,
     /// The `n` images' ids, in the epoch's order, without those skipped.
     pub sample_ids: Vec<u32>,
-    /// `[n, H, W, 3]`, normalized, and mixed where CutMix is on.
+    /// `[n, H, W, 3]`, normalized, and mixed where CutMix is on. Empty where they are left to the device.
     pub images: Vec<f32>,
+    /// The same, where they are.
+    pub unfinished: Option<Unfinished>,
     /// `[n, classes]`, mixed as the images are.
     pub targets: Vec<f32>,
     /// Ids of the images that were left out as unreadable, each with a line that names file and reason.
@@ -118,7 +121,20 @@ struct TrainWork {
 /// A sample on its way into a batch: its input and target, or why it is skipped.
 struct TrainSample {
     id: u32,
-    loaded: Result<(Input, Vec<f32>), String>,
+    loaded: Result<Loaded, String>,
+}
+
+struct Loaded {
+    input: Input,
+    target: Vec<f32>,
+}
+
+/// Those of the first `own` samples that were loaded, each with the sample that lends it its box: the one before it, and
+/// for the first the last of all. What cannot be read lends nothing.
+fn pairs(samples: &[TrainSample], own: usize) -> impl Iterator<Item = (&Loaded, Option<&Loaded>)> {
+    let lenders = samples.iter().cycle().skip(samples.len().saturating_sub(1));
+    let pairs = samples[..own].iter().zip(lenders);
+    pairs.filter_map(|(own, lender)| Some((own.loaded.as_ref().ok()?, lender.loaded.as_ref().ok())))
 }
 
 /// What the batch of one step is made of, as positions of the epoch's order.
@@ -209,43 +225,48 @@ impl Work for TrainWork {
         };
         let mut target = vec![0.0; plan.targets.classes()];
         plan.targets.write(id, cut.size, cut.crop, &mut target)?;
-        Ok(TrainSample { id, loaded: Ok((input, target)) })
+        Ok(TrainSample { id, loaded: Ok(Loaded { input, target }) })
     }
 
     fn assemble(&self, batch: u64, samples: Vec<TrainSample>, spare: Option<Batch>) -> Batch {
         let Parts { own, mix, .. } = self.parts(batch);
-        let floats = Input::floats(self.plan.augment.image_size);
-        let own = &samples[..own.len()];
-        let loaded = own.iter().filter(|sample| sample.loaded.is_ok()).count();
         let mut made = spare.unwrap_or_default();
         made.step = self.step(batch);
         made.sample_ids.clear();
         made.targets.clear();
         made.skipped.clear();
-        fit(&mut made.images, loaded * floats);
-        let mut places = made.images.chunks_exact_mut(floats);
-        // Each takes its box from the sample before it, the first from the last of all that were loaded.
-        let lenders = samples.iter().cycle().skip(samples.len().saturating_sub(1));
-        for (sample, lender) in own.iter().zip(lenders) {
-            let (input, target) = match &sample.loaded {
-                Ok(loaded) => loaded,
-                Err(reason) => {
-                    made.skipped.push((sample.id, reason.clone()));
-                    continue;
-                }
-            };
-            made.sample_ids.push(sample.id);
-            let start = made.targets.len();
-            made.targets.extend_from_slice(target);
-            let Some(place) = places.next() else { continue };
-            input.write(place);
-            // What cannot be read lends nothing.
-            if let (Some(mix), Ok((input, target))) = (&mix, &lender.loaded) {
-                input.write_patch(mix.rows.clone(), mix.columns.clone(), place);
-                mix.mix_target(&mut made.targets[start..], target);
+        for sample in &samples[..own.len()] {
+            match &sample.loaded {
+                Ok(_) => made.sample_ids.push(sample.id),
+                Err(reason) => made.skipped.push((sample.id, reason.clone())),
             }
         }
-        for (input, _) in samples.into_iter().filter_map(|sample| sample.loaded.ok()) {
+        for (own, lender) in pairs(&samples, own.len()) {
+            let start = made.targets.len();
+            made.targets.extend_from_slice(&own.target);
+            if let (Some(mix), Some(lender)) = (&mix, lender) {
+                mix.mix_target(&mut made.targets[start..], &lender.target);
+            }
+        }
+        match self.plan.augment.finish {
+            FinishOn::Host => {
+                let floats = Input::floats(self.plan.augment.image_size);
+                fit(&mut made.images, made.sample_ids.len() * floats);
+                let places = made.images.chunks_exact_mut(floats);
+                for ((own, lender), place) in pairs(&samples, own.len()).zip(places) {
+                    own.input.write(place);
+                    if let (Some(mix), Some(lender)) = (&mix, lender) {
+                        lender.input.write_patch(mix.rows.clone(), mix.columns.clone(), place);
+                    }
+                }
+            }
+            FinishOn::Device => {
+                let unfinished = made.unfinished.get_or_insert_default();
+                let loaded = samples.iter().map(|sample| sample.loaded.as_ref().ok().map(|it| &it.input));
+                unfinished.fill(loaded, own.len(), mix.as_ref());
+            }
+        }
+        for Loaded { input, .. } in samples.into_iter().filter_map(|sample| sample.loaded.ok()) {
             self.buffers.put(input.into_planes());
         }
         made

@@ -11,6 +11,7 @@ use crate::collective::buckets::Ready;
 use crate::data::loader::Batch;
 use crate::model::{image_batch, seeded};
 use crate::torch::{self, TorchError};
+use crate::train::finish::finish;
 use crate::train::loss::soft_cross_entropy;
 use crate::train::step::{Ask, StepError};
 
@@ -124,10 +125,15 @@ impl Learner {
     ) -> Result<f64, TorchError> {
         let (n, device) = (images.len() as i64, self.model.device());
         let (size, classes) = (i64::from(self.config.data.image_size), self.model.classes());
-        let pixels = part(&batch.images, &images, (3 * size * size) as usize);
         let targets = part(&batch.targets, &images, classes as usize);
-        let x = torch::to_device(&image_batch(pixels, n, size)?, device)?;
         let targets = torch::to_device(&torch::from_f32(targets, &[n, classes])?, device)?;
+        let x = match &batch.unfinished {
+            Some(unfinished) => finish(unfinished, images, size, device)?,
+            None => {
+                let pixels = part(&batch.images, &images, (3 * size * size) as usize);
+                torch::to_device(&image_batch(pixels, n, size)?, device)?
+            }
+        };
         let loss = soft_cross_entropy(&self.model.forward(&x, true)?, &targets)?;
         let share = loss.f_div_scalar(planned as f64)?;
         let scaled = match self.loss_scale {

@@ -21,7 +21,7 @@ fn learner() -> Learner {
 pub(super) fn batch(n: usize) -> Batch {
     let images = (0..n * 32 * 32 * 3).map(|i| (i % 17) as f32 / 8.0 - 1.0).collect();
     let targets = (0..n * 3).map(|i| f32::from(u8::from(i % 3 == 0))).collect();
-    Batch { step: 0, sample_ids: (0..n as u32).collect(), images, targets, skipped: vec![] }
+    Batch { step: 0, sample_ids: (0..n as u32).collect(), images, targets, ..Batch::default() }
 }
 
 /// The first step of a run, of `planned` images.
