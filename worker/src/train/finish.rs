@@ -28,19 +28,23 @@ pub fn finish(
     side: i64,
     device: Device,
 ) -> Result<Tensor, TorchError> {
-    // With those that lend to the first of them, which stand elsewhere.
-    let mut numbers: Vec<usize> = images.clone().collect();
+    // Those that lend to the first of them, and stand elsewhere.
+    let mut others = Vec::new();
     let lenders: Option<Vec<i64>> = batch.paste.as_ref().map(|paste| {
-        let place = |lender: &usize| {
-            let known = numbers.iter().position(|number| number == lender);
-            known.unwrap_or_else(|| {
-                numbers.push(*lender);
-                numbers.len() - 1
-            })
+        let place = |&lender: &usize| {
+            if images.contains(&lender) {
+                return (lender - images.start) as i64;
+            }
+            let known = others.iter().position(|other| *other == lender);
+            let place = known.unwrap_or_else(|| {
+                others.push(lender);
+                others.len() - 1
+            });
+            (images.len() + place) as i64
         };
-        paste.lenders[images.clone()].iter().map(place).map(|place| place as i64).collect()
+        paste.lenders[images.clone()].iter().map(place).collect()
     });
-    let planes = Planes::send(batch, &numbers, side, device)?;
+    let planes = Planes::send(batch, images.clone(), &others, side, device)?;
     let wrong = TorchError::during("finish a batch's images");
     let finished = planes.finished().map_err(wrong)?;
     let mut own = torch::to_channels_last(&finished.f_narrow(0, 0, images.len() as i64).map_err(wrong)?)?;
@@ -64,18 +68,37 @@ struct Planes {
 }
 
 impl Planes {
-    fn send(batch: &Unfinished, numbers: &[usize], side: i64, device: Device) -> Result<Self, TorchError> {
-        let (length, m) = ((3 * side * side) as usize, numbers.len() as i64);
-        let of =
-            |number: &usize| batch.planes.get(number * length..(number + 1) * length).unwrap_or_default();
-        let bytes: Vec<u8> = numbers.iter().flat_map(of).copied().collect();
-        let told: Vec<f32> = numbers.iter().flat_map(|&number| told(&batch.finishing[number])).collect();
+    fn send(
+        batch: &Unfinished,
+        images: Range<usize>,
+        others: &[usize],
+        side: i64,
+        device: Device,
+    ) -> Result<Self, TorchError> {
+        let length = (3 * side * side) as usize;
+        // Straight out of the batch: it is large.
+        let bytes = |images: Range<usize>| {
+            let bytes = batch.planes.get(images.start * length..images.end * length).unwrap_or_default();
+            let shape = [images.len() as i64, 3, side, side];
+            torch::to_device(&torch::from_bytes(bytes, &shape, Kind::Uint8)?, device)
+        };
+        let mut parts = vec![bytes(images.clone())?];
+        for &other in others {
+            parts.push(bytes(other..other + 1)?);
+        }
+        let joined = match &parts[..] {
+            [own] => own.shallow_clone(),
+            parts => Tensor::f_cat(parts, 0).map_err(TorchError::during("join a batch's images"))?,
+        };
+        let numbers = || images.clone().chain(others.iter().copied());
+        let told: Vec<f32> = numbers().flat_map(|number| told(&batch.finishing[number])).collect();
+        let m = joined.size().first().copied().unwrap_or_default();
         let (scale, _) = normalization([0.0; 3]);
         Ok(Self {
-            bytes: torch::to_device(&torch::from_bytes(&bytes, &[m, 3, side, side], Kind::Uint8)?, device)?,
+            bytes: joined,
             told: torch::to_device(&torch::from_f32(&told, &[m, TOLD as i64])?, device)?,
             scale: torch::to_device(&torch::from_f32(&scale, &[1, 3, 1, 1])?, device)?,
-            jittered: numbers.iter().any(|&number| batch.finishing[number].steps.is_some()),
+            jittered: numbers().any(|number| batch.finishing[number].steps.is_some()),
         })
     }
 
