@@ -268,6 +268,17 @@ fn a_store_that_never_answers_holds_nobody_up() {
 
 #[test]
 #[ignore = "needs a server that speaks S3: make store-test"]
+fn a_store_that_knows_no_conditions_is_written_to_without() {
+    let server = Server::start();
+    let mut command = uploading("unconditional", "unconditional", server.port());
+    command.arg("--optim.epochs=1").env("AWS_CONDITIONAL_PUT", "disabled");
+    let ended = run(command);
+    assert!(ended.status.success(), "{}", ended.stderr);
+    assert_complete(&server, "unconditional", &SHARED.path("unconditional"));
+}
+
+#[test]
+#[ignore = "needs a server that speaks S3: make store-test"]
 fn a_run_that_has_gone_on_elsewhere_ends_here() {
     let server = Server::start();
     let gate = Gate::default();

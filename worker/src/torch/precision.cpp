@@ -1,5 +1,5 @@
-// Precision: autocast, TF32, the gradients of a scaled loss, and the same bits each time. Apart from shim.cpp because autocast's header
-// includes all of ATen.
+// Precision: autocast, TF32, the gradients of a scaled loss, and the same bits each time. Apart from shim.cpp because
+// autocast's header includes all of ATen.
 
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
