@@ -1,5 +1,5 @@
-//! Compiles the C++ shim of `src/torch`, tells the linker where libtorch lies, so that binaries and tests of this package
-//! run with no environment variables, and `src/data/turbo.rs` how libjpeg-turbo was built.
+//! Compiles the C of `src/data/jpeg` and the C++ of `src/torch`, and tells the linker where libtorch lies, so that binaries
+//! and tests of this package run with no environment variables, and `src/data/jpeg` how libjpeg-turbo was built.
 
 use std::path::Path;
 
@@ -8,10 +8,13 @@ fn main() {
     shim();
 }
 
-/// What the header of the libjpeg-turbo that is built in says of it. One from elsewhere may have another beside.
+/// Compiles against the libjpeg-turbo that is built in, and passes on what its header says of it. One from elsewhere may
+/// have another beside.
 fn jpeg() {
     println!("cargo:rerun-if-env-changed=DEP_TURBOJPEG_INCLUDE");
+    println!("cargo:rerun-if-changed=src/data/jpeg/libjpeg.c");
     let folders = std::env::var("DEP_TURBOJPEG_INCLUDE").unwrap_or_default();
+    cc::Build::new().includes(folders.split(',')).file("src/data/jpeg/libjpeg.c").compile("relabel_jpeg");
     let header =
         folders.split(',').map(|folder| Path::new(folder).join("jconfig.h")).find(|path| path.is_file());
     let text = header.and_then(|path| {

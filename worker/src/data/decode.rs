@@ -5,8 +5,8 @@
 use std::io::Cursor;
 
 use super::cut::{Cut, Pick};
+use super::jpeg::{Decompressor, Layout};
 use super::location::Location;
-use super::turbo::{Decompressor, Layout};
 use super::{CropBox, ImageError, ImageSize};
 
 /// A decoded image: `pixels` holds `height` rows of `width` pixels of 3 bytes, red, green, blue.
@@ -25,14 +25,23 @@ impl RgbImage {
 
 /// Decodes one file after the other, reusing its buffers. Belongs to one thread.
 pub struct Decoder {
-    turbo: Decompressor,
+    jpeg: Decompressor,
     file: Vec<u8>,
     inks: Vec<u8>,
 }
 
 impl Decoder {
     pub fn new() -> Self {
-        Self { turbo: Decompressor::new(), file: Vec::new(), inks: Vec::new() }
+        Self::around(Decompressor::new())
+    }
+
+    /// One that leaves JPEGs to libjpeg from the first byte to the last: slower, and the same pixels and errors.
+    pub fn of_libjpeg_alone() -> Self {
+        Self::around(Decompressor::of_libjpeg_alone())
+    }
+
+    fn around(jpeg: Decompressor) -> Self {
+        Self { jpeg, file: Vec::new(), inks: Vec::new() }
     }
 
     /// Decodes the file at `location` into `image`. After an error `image` holds nothing of use.
@@ -87,7 +96,7 @@ impl Decoder {
         pick: impl FnOnce(ImageSize) -> Pick,
         image: &mut RgbImage,
     ) -> Result<Cut, ImageError> {
-        let (cut, layout) = self.turbo.decode(bytes, pick, &mut image.pixels)?;
+        let (cut, layout) = self.jpeg.decode(bytes, pick, &mut image.pixels)?;
         image.size = ImageSize { width: cut.region.width, height: cut.region.height };
         if layout == Layout::Cmyk {
             std::mem::swap(&mut self.inks, &mut image.pixels);

@@ -15,13 +15,13 @@ pub mod decode;
 mod error;
 pub mod index;
 mod jitter;
+pub(crate) mod jpeg;
 pub mod loader;
 pub mod location;
 pub mod order;
 mod pillow;
 mod pool;
 pub mod rng;
-pub(crate) mod turbo;
 pub mod unfinished;
 pub mod whole;
 

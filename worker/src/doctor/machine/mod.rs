@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::{Findings, Verdict};
-use crate::data::turbo;
+use crate::data::jpeg;
 use crate::torch::cuda::{self, Gpu, GpuError};
 use crate::torch::{About, about};
 use host::{Memory, Processor};
@@ -74,7 +74,7 @@ pub(super) struct Machine {
 impl Machine {
     /// Looks at this one.
     pub(super) fn look() -> Self {
-        let (version, simd) = turbo::build();
+        let (version, simd) = jpeg::build();
         // First libtorch, by which its folder is found.
         let libtorch = about().into();
         let folders = folders(nvidia_libraries::mapped("libtorch_cpu").as_deref());

@@ -1,0 +1,451 @@
+//! The entropy-coded part of a baseline JPEG to the coefficients of its blocks (ITU-T T.81, annex F.2): Huffman codes
+//! and the values behind them, two at a time where both lie in the next [`LOOK`] bits, and more where they are only to
+//! be passed over. Knows bits and blocks; and gives up at whatever an intact file would not have.
+
+/// Quantized coefficients of 8 x 8 samples, row after row.
+pub(super) type Block = [i16; 64];
+
+/// Bits that are looked at at once. One more doubles the tables, which then leave the processor's nearest cache.
+const LOOK: u32 = 11;
+
+/// How often, before the window has to be filled again.
+const LOOKS: u32 = 3;
+
+/// Most bits that are used up at a look.
+const MOST: u32 = 56 / LOOKS;
+
+/// A Huffman table, as a file defines it and libjpeg keeps it.
+#[repr(C)]
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Code {
+    /// How many codes there are of 0 (none) to 16 bits.
+    pub lengths: [u8; 17],
+    /// What they stand for, from the shortest on.
+    pub symbols: [u8; 256],
+}
+
+/// Places in a block in the order in which they are coded.
+#[rustfmt::skip]
+const ZIGZAG: [u8; 64] = [
+     0,  1,  8, 16,  9,  2,  3, 10, 17, 24, 32, 25, 18, 11,  4,  5,
+    12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13,  6,  7, 14, 21, 28,
+    35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51,
+    58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
+];
+
+/// The bytes of a scan, and the bits of them that come next. Passed on by value, to stay in registers.
+#[derive(Clone, Copy)]
+struct Bits<'a> {
+    data: &'a [u8],
+    /// The first byte of which not all bits are in `window`.
+    at: usize,
+    /// The next bits, from the highest on.
+    window: u64,
+    /// How many of them count.
+    count: u32,
+}
+
+impl Bits<'_> {
+    /// Has 56 bits or more in the window. None where the data is at its end, and what was appended to it.
+    #[inline(always)]
+    fn refill(&mut self) -> Option<()> {
+        let next = self.data.get(self.at..)?.first_chunk()?;
+        self.window |= u64::from_be_bytes(*next) >> self.count;
+        self.at += ((63 - self.count) >> 3) as usize;
+        self.count |= 56;
+        Some(())
+    }
+
+    #[inline(always)]
+    fn peek(&self) -> usize {
+        (self.window >> (64 - LOOK)) as usize
+    }
+
+    #[inline(always)]
+    fn drop(&mut self, bits: u32) {
+        self.window <<= bits;
+        self.count -= bits;
+    }
+
+    /// The value of `size` bits, 0 to 15: what begins with a 0 is negative.
+    #[inline(always)]
+    fn value(&mut self, size: u32) -> i32 {
+        let value = signed(self.window, size);
+        self.drop(size);
+        value
+    }
+
+    fn taken(&self) -> usize {
+        self.at * 8 - self.count as usize
+    }
+}
+
+/// What the first `size` bits of `window` mean, as [`Bits::value`]. Without a branch, which nobody could foresee.
+#[inline(always)]
+fn signed(window: u64, size: u32) -> i32 {
+    let bits = (window >> 1 >> (63 - size)) as i32;
+    let negative = (window >> 63) as i32 - 1;
+    bits + (negative & (1 - (1 << size)))
+}
+
+/// The codes of one table.
+struct Symbols {
+    /// By the next bits: length and symbol of the code that they begin with, 0 for a longer one.
+    short: Box<[(u8, u8); 1 << LOOK]>,
+    /// By a code's length: the first 16 bits that are too much for it.
+    limits: [u32; 17],
+    /// By a code's length: what is to be added to a code, for its place among the symbols.
+    offsets: [i32; 17],
+    symbols: [u8; 256],
+}
+
+impl Symbols {
+    fn new(code: &Code) -> Self {
+        let mut short = Box::new([(0, 0); 1 << LOOK]);
+        let (mut limits, mut offsets) = ([0; 17], [0; 17]);
+        let (mut next, mut place) = (0_u32, 0_usize);
+        for length in 1..17 {
+            offsets[length] = place as i32 - next as i32;
+            for _ in 0..code.lengths[length] {
+                if length <= LOOK as usize {
+                    let span = 1 << (LOOK as usize - length);
+                    let first = next as usize * span;
+                    // Longer than there is room for only where libjpeg has refused the table.
+                    let entries = short.get_mut(first..first + span).unwrap_or_default();
+                    entries.fill((length as u8, code.symbols[place & 255]));
+                }
+                (next, place) = (next + 1, place + 1);
+            }
+            limits[length] = next << (16 - length);
+            next <<= 1;
+        }
+        Self { short, limits, offsets, symbols: code.symbols }
+    }
+
+    /// The next symbol. The window has 16 bits.
+    #[inline(always)]
+    fn read(&self, bits: &mut Bits) -> Option<u8> {
+        let (mut length, mut symbol) = self.short[bits.peek()];
+        if length == 0 {
+            (length, symbol) = self.long(bits.window)?;
+        }
+        bits.drop(length.into());
+        Some(symbol)
+    }
+
+    /// Length and symbol of the code of more than [`LOOK`] bits that `window` begins with.
+    #[cold]
+    fn long(&self, window: u64) -> Option<(u8, u8)> {
+        let next = (window >> 48) as u32;
+        let length = (LOOK as usize + 1..17).find(|length| next < self.limits[*length])?;
+        let place = (next >> (16 - length)) as i32 + self.offsets[length];
+        Some((length as u8, self.symbols[(place & 255) as usize]))
+    }
+}
+
+/// The coefficients that the next bits begin with: two, or one.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(8))]
+struct Pair {
+    /// Bits of both, 0 where there is none; and of the first alone.
+    bits: u8,
+    first_bits: u8,
+    /// Places from the coefficient before to each; 0 for a second that is the first again, [`END`] for the block's end.
+    steps: [u8; 2],
+    /// The first's value, unless the second is the first again.
+    value: i16,
+    /// Where the second's value begins, and how many bits it has: they may lie beyond those that were looked at.
+    second: u8,
+    size: u8,
+}
+
+/// More places than a block has.
+const END: u8 = 128;
+
+/// How much can be passed over at once.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(4))]
+struct Leap {
+    /// 0 for nothing.
+    bits: u8,
+    /// Places that have to be left in the block, for all of this to be part of it.
+    places: u8,
+    /// It ends the block.
+    end: bool,
+}
+
+/// A table for the coefficients after a block's first.
+struct Coefficients {
+    code: Code,
+    symbols: Symbols,
+    pairs: Box<[Pair; 1 << LOOK]>,
+    leaps: Box<[Leap; 1 << LOOK]>,
+}
+
+impl Coefficients {
+    fn new(code: &Code) -> Self {
+        let symbols = Symbols::new(code);
+        // Of `left` bits from the highest of `window` on: how many the first code and its value are, places and size.
+        let first = |window: u64, left: u32| {
+            let (length, symbol) = symbols.short[(window >> (64 - LOOK)) as usize];
+            let size = u32::from(symbol & 15);
+            let places = match (symbol >> 4, size) {
+                (15, 0) => 16,
+                (_, 0) => END,
+                (run, _) => run + 1,
+            };
+            (length > 0 && u32::from(length) <= left).then_some((u32::from(length), size, places))
+        };
+        let mut pairs = Box::new([Pair::default(); 1 << LOOK]);
+        let mut leaps = Box::new([Leap::default(); 1 << LOOK]);
+        for (next, (pair, leap)) in pairs.iter_mut().zip(leaps.iter_mut()).enumerate() {
+            let window = (next as u64) << (64 - LOOK);
+            if let Some((length, size, places)) = first(window, LOOK) {
+                let bits = length + size;
+                if bits <= MOST {
+                *pair = Pair {
+                    bits: bits as u8,
+                    first_bits: bits as u8,
+                    steps: [places, 0],
+                    value: signed(window << length, size) as i16,
+                    second: length as u8,
+                    size: size as u8,
+                };
+                let left = LOOK.saturating_sub(bits);
+                if let Some((length, size, places)) = first(window << bits, left).filter(|(l,s,_)| places != END && bits+l+s<=MOST) {
+                    pair.bits = (bits + length + size) as u8;
+                    pair.steps[1] = places;
+                    (pair.second, pair.size) = ((bits + length) as u8, size as u8);
+                }
+                }
+            }
+            let mut taken = 0;
+            while taken < LOOK && !leap.end {
+                let Some((length, size, places)) = first(window << taken, LOOK - taken) else { break };
+                if taken+length+size>MOST {break}
+                leap.end = places == END;
+                let places = leap.places + if leap.end { 1 } else { places };
+                if places > 64 {
+                    leap.end = false;
+                    break;
+                }
+                // The bits of a value may lie beyond those that were looked at.
+                taken += length + size;
+                (leap.bits, leap.places) = (taken as u8, places);
+            }
+        }
+        Self { code: code.clone(), symbols, pairs, leaps }
+    }
+
+    /// Decodes a block's coefficients but for the first into `block`, where they are 0.
+    #[inline(always)]
+    fn read<'a>(&self, mut bits: Bits<'a>, block: &mut Block) -> Option<Bits<'a>> {
+        let mut place = 0;
+        'block: loop {
+            bits.refill()?;
+            for _ in 0..LOOKS {
+                let pair = &self.pairs[bits.peek()];
+                if pair.bits == 0 {
+                    (bits, place) = self.read_one(bits, place, Some(block))?;
+                    if place == 63 {
+                        break 'block;
+                    }
+                    continue 'block;
+                }
+                let first = place + usize::from(pair.steps[0]);
+                let second = first + usize::from(pair.steps[1]);
+                if second > 63 {
+                    // The last of the block, by its mark or by its place.
+                    let is_end = |step| step == END;
+                    if first <= 63 {
+                        block[usize::from(ZIGZAG[first])] = pair.value;
+                        let both = first < 63 && is_end(pair.steps[1]);
+                        bits.drop(if both { pair.bits } else { pair.first_bits }.into());
+                        return (both || first == 63).then_some(bits);
+                    }
+                    bits.drop(pair.bits.into());
+                    return is_end(pair.steps[0]).then_some(bits);
+                }
+                block[usize::from(ZIGZAG[first & 63] & 63)] = pair.value;
+                let value = signed(bits.window << pair.second, pair.size.into());
+                block[usize::from(ZIGZAG[second & 63] & 63)] = value as i16;
+                bits.drop(pair.bits.into());
+                place = second;
+                if place == 63 {
+                    break 'block;
+                }
+            }
+        }
+        Some(bits)
+    }
+
+    /// Passes over a block's coefficients but for the first.
+    #[inline(always)]
+    fn pass<'a>(&self, mut bits: Bits<'a>) -> Option<Bits<'a>> {
+        let mut place = 0;
+        'block: loop {
+            bits.refill()?;
+            for _ in 0..LOOKS {
+                let leap = self.leaps[bits.peek()];
+                let next = place + usize::from(leap.places);
+                if leap.bits == 0 || next > 63 {
+                    (bits, place) = self.read_one(bits, place, None)?;
+                    if place == 63 {
+                        break 'block;
+                    }
+                    continue 'block;
+                }
+                bits.drop(leap.bits.into());
+                place = next;
+                if leap.end || place == 63 {
+                    break 'block;
+                }
+            }
+        }
+        Some(bits)
+    }
+
+    /// Decodes the coefficient after `place`, and says where it is: 63 at the end of the block. None beyond that.
+    #[inline(never)]
+    fn read_one<'a>(
+        &self,
+        mut bits: Bits<'a>,
+        place: usize,
+        block: Option<&mut Block>,
+    ) -> Option<(Bits<'a>, usize)> {
+        bits.refill()?;
+        let symbol = self.symbols.read(&mut bits)?;
+        let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
+        if size == 0 && run < 15 {
+            return Some((bits, 63));
+        }
+        let place = place + run + 1;
+        let at = ZIGZAG.get(place)?;
+        let value = bits.value(size);
+        if let Some(block) = block {
+            block[usize::from(*at)] = value as i16;
+        }
+        Some((bits, place))
+    }
+}
+
+/// How a block of an MCU is coded.
+pub(super) struct Part<'a> {
+    /// Which component it is of, 0 to 3, and so from which block its first coefficient differs.
+    pub component: usize,
+    pub dc: &'a Code,
+    pub ac: &'a Code,
+    /// Whether more than the first coefficient is wanted.
+    pub all: bool,
+}
+
+/// The tables of the image before, which most often are those of the next, and its scan's bytes.
+#[derive(Default)]
+pub(super) struct Huffman {
+    dc: Vec<(Code, Symbols)>,
+    ac: Vec<Coefficients>,
+    data: Vec<u8>,
+}
+
+/// Tables that are kept: each of the four of either kind that an image may have, and as many of the image before.
+const KEPT: usize = 8;
+
+impl Huffman {
+    /// Begins a scan of MCUs of `parts`, whose bytes `coded` begins with. None where these are not followed by the
+    /// image's end.
+    pub(super) fn scan(&mut self, coded: &[u8], parts: &[Part]) -> Option<Scan<'_>> {
+        unstuff(coded, &mut self.data)?;
+        if self.dc.len() > KEPT || self.ac.len() > KEPT {
+            self.dc.clear();
+            self.ac.clear();
+        }
+        let mut places = Vec::with_capacity(parts.len());
+        for part in parts {
+            let dc = self.dc.iter().position(|(code, _)| code == part.dc).unwrap_or_else(|| {
+                self.dc.push((part.dc.clone(), Symbols::new(part.dc)));
+                self.dc.len() - 1
+            });
+            let ac = self.ac.iter().position(|table| table.code == *part.ac).unwrap_or_else(|| {
+                self.ac.push(Coefficients::new(part.ac));
+                self.ac.len() - 1
+            });
+            places.push((dc, ac));
+        }
+        let coding = |(part, (dc, ac)): (&Part, (usize, usize))| Coding {
+            component: part.component & 3,
+            dc: &self.dc[dc].1,
+            ac: &self.ac[ac],
+            all: part.all,
+        };
+        let blocks = parts.iter().zip(places).map(coding).collect();
+        let bits = Bits { data: &self.data, at: 0, window: 0, count: 0 };
+        Some(Scan { bits, blocks, before: [0; 4] })
+    }
+}
+
+struct Coding<'a> {
+    component: usize,
+    dc: &'a Symbols,
+    ac: &'a Coefficients,
+    all: bool,
+}
+
+/// A scan that is being decoded, an MCU at a time.
+pub(super) struct Scan<'a> {
+    bits: Bits<'a>,
+    blocks: Vec<Coding<'a>>,
+    /// The first coefficient of each component's last block.
+    before: [i32; 4],
+}
+
+impl Scan<'_> {
+    /// Blocks of an MCU.
+    pub(super) fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Decodes the next MCU into `mcu`, all zeros, or passes over it. None where it is damaged, or not there; then no
+    /// more can be said of what follows.
+    pub(super) fn next(&mut self, mut mcu: Option<&mut [Block]>) -> Option<()> {
+        let mut bits = self.bits;
+        for (number, Coding { component, dc, ac, all }) in self.blocks.iter().enumerate() {
+            bits.refill()?;
+            let size = u32::from(dc.read(&mut bits)?);
+            let first = &mut self.before[*component];
+            // Larger sizes are not for images of 8 bits, and refused by libjpeg.
+            *first = first.wrapping_add(bits.value(size.min(15)));
+            match mcu.as_mut().map(|mcu| &mut mcu[number]) {
+                Some(block) => {
+                    block[0] = *first as i16;
+                    bits = if *all { ac.read(bits, block)? } else { ac.pass(bits)? };
+                }
+                None => bits = ac.pass(bits)?,
+            }
+        }
+        self.bits = bits;
+        (bits.taken() <= (bits.data.len() - BEYOND) * 8).then_some(())
+    }
+}
+
+/// Zeros after a scan's bytes, so that the last can be looked at as any other: a window of them, and one to refill it.
+const BEYOND: usize = 16;
+
+/// The bytes that `coded` begins with, up to the image's end, without the zero that follows each 0xFF among them. None
+/// where another marker comes first, or no end.
+fn unstuff(coded: &[u8], data: &mut Vec<u8>) -> Option<()> {
+    data.clear();
+    data.reserve(coded.len() + BEYOND);
+    let mut rest = coded;
+    loop {
+        let (plain, from) = rest.split_at(memchr::memchr(0xFF, rest)?);
+        data.extend_from_slice(plain);
+        match from.get(1)? {
+            0x00 => data.push(0xFF),
+            0xD9 => break,
+            _ => return None,
+        }
+        rest = &from[2..];
+    }
+    data.extend_from_slice(&[0; BEYOND]);
+    Some(())
+}

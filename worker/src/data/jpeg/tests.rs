@@ -1,0 +1,154 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+
+const SIZE: ImageSize = ImageSize { width: 203, height: 149 };
+
+/// A photograph's smooth areas, edges and noise, of [`SIZE`].
+fn pixels() -> Vec<u8> {
+    let value = |x: u32, y: u32, channel: u32| {
+        let wave = 90.0
+            * (f64::from(x * (channel + 1)) / 17.0).sin()
+            * (f64::from(y) / (11.0 + f64::from(channel))).cos();
+        let edge = if (x / 31 + y / 23 + channel).is_multiple_of(3) { 60 } else { 0 };
+        let noise = (x.wrapping_mul(2_654_435_761) ^ y.wrapping_mul(40_503) ^ channel) >> 7 & 15;
+        (100.0 + wave + f64::from(edge + noise)).clamp(0.0, 255.0) as u8
+    };
+    let rows = (0..SIZE.height).flat_map(|y| (0..SIZE.width).map(move |x| (x, y)));
+    rows.flat_map(|(x, y)| [0, 1, 2].map(|channel| value(x, y, channel))).collect()
+}
+
+/// A JPEG of them.
+fn compress(subsampling: tj::TJSAMP, progressive: bool) -> Vec<u8> {
+    let pixels = pixels();
+    let (mut jpeg, mut length) = (std::ptr::null_mut(), 0);
+    // SAFETY: the handle lives from Init to Destroy; the callee reads rows of SIZE.width pixels of 3 bytes, all in
+    // `pixels`, and allocates `length` bytes at `jpeg`, which are copied before they are freed.
+    unsafe {
+        let handle = tj::tj3Init(tj::TJINIT_TJINIT_COMPRESS as c_int);
+        for (param, value) in [
+            (tj::TJPARAM_TJPARAM_SUBSAMP, subsampling as c_int),
+            (tj::TJPARAM_TJPARAM_QUALITY, 90),
+            (tj::TJPARAM_TJPARAM_PROGRESSIVE, c_int::from(progressive)),
+        ] {
+            assert_eq!(tj::tj3Set(handle, param as c_int, value), 0);
+        }
+        let (width, height) = (SIZE.width as c_int, SIZE.height as c_int);
+        let format = tj::TJPF_TJPF_RGB as c_int;
+        let status =
+            tj::tj3Compress8(handle, pixels.as_ptr(), width, 0, height, format, &mut jpeg, &mut length);
+        assert_eq!(status, 0);
+        let copy = std::slice::from_raw_parts(jpeg, length as usize).to_vec();
+        tj::tj3Free(jpeg.cast());
+        tj::tj3Destroy(handle);
+        copy
+    }
+}
+
+fn decode(jpeg: &[u8], crop: CropBox, shrink: u32) -> (Cut, Vec<u8>) {
+    let mut pixels = Vec::new();
+    let (cut, layout) = Decompressor::new().decode(jpeg, |_| Pick { crop, shrink }, &mut pixels).unwrap();
+    assert_eq!((cut.size, cut.crop, layout), (SIZE, crop, Layout::Rgb));
+    (cut, pixels)
+}
+
+fn crops() -> Vec<CropBox> {
+    let along =
+        |side: u32| [(0, side), (0, 1), (side - 1, 1), (3, 40), (16, 32), (77, 61), (side - 50, 50)];
+    let rows =
+        |(left, width)| along(SIZE.height).map(|(top, height)| CropBox { top, left, height, width });
+    along(SIZE.width).into_iter().flat_map(rows).collect()
+}
+
+#[test]
+fn a_part_has_the_pixels_that_it_has_in_the_whole() {
+    for subsampling in [
+        tj::TJSAMP_TJSAMP_420,
+        tj::TJSAMP_TJSAMP_422,
+        tj::TJSAMP_TJSAMP_440,
+        tj::TJSAMP_TJSAMP_444,
+        tj::TJSAMP_TJSAMP_411,
+        tj::TJSAMP_TJSAMP_GRAY,
+    ] {
+        for progressive in [false, true] {
+            let jpeg = compress(subsampling, progressive);
+            let (_, whole) = decode(&jpeg, CropBox::whole(SIZE), 1);
+            let mut smaller = 0;
+            for crop in crops() {
+                let (cut, part) = decode(&jpeg, crop, 1);
+                assert_eq!(part.len(), cut.region.width as usize * cut.region.height as usize * 3);
+                smaller += usize::from(part.len() < whole.len());
+                for y in crop.top..crop.top + crop.height {
+                    let at = |y: u32, x: u32, width: u32| (y as usize * width as usize + x as usize) * 3;
+                    let here = at(y - cut.region.top, crop.left - cut.region.left, cut.region.width);
+                    let there = at(y, crop.left, SIZE.width);
+                    let row = crop.width as usize * 3;
+                    assert_eq!(
+                        part[here..here + row],
+                        whole[there..there + row],
+                        "{subsampling} {crop:?} row {y}"
+                    );
+                }
+            }
+            assert!(smaller > 30);
+        }
+    }
+}
+
+#[test]
+fn a_smaller_part_has_the_pixels_that_it_has_in_the_smaller_whole() {
+    for subsampling in [tj::TJSAMP_TJSAMP_420, tj::TJSAMP_TJSAMP_444] {
+        let jpeg = compress(subsampling, false);
+        for shrink in [2, 4, 8] {
+            let (all, whole) = decode(&jpeg, CropBox::whole(SIZE), shrink);
+            assert_eq!(
+                (all.region.width, all.region.height),
+                (SIZE.width.div_ceil(shrink), SIZE.height.div_ceil(shrink))
+            );
+            for crop in crops() {
+                let (cut, part) = decode(&jpeg, crop, shrink);
+                for y in crop.top.div_ceil(shrink)..(crop.top + crop.height) / shrink {
+                    let (left, right) = (crop.left.div_ceil(shrink), (crop.left + crop.width) / shrink);
+                    let row = |left: u32, top: u32, width: u32| {
+                        (top as usize * width as usize + left as usize) * 3
+                    };
+                    let here = row(left - cut.region.left, y - cut.region.top, cut.region.width);
+                    let there = row(left, y, all.region.width);
+                    let bytes = right.saturating_sub(left) as usize * 3;
+                    assert_eq!(
+                        part[here..here + bytes],
+                        whole[there..there + bytes],
+                        "1/{shrink} {crop:?} row {y}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_part_of_a_file_without_its_end_is_refused_wherever_it_lies() {
+    let jpeg = compress(tj::TJSAMP_TJSAMP_420, false);
+    let top = CropBox { top: 0, left: 0, height: 8, width: 8 };
+    for missing in [1, 2, 500, jpeg.len() / 2] {
+        let mut pixels = Vec::new();
+        let cut = &jpeg[..jpeg.len() - missing];
+        let decoded = Decompressor::new().decode(cut, |_| Pick { crop: top, shrink: 1 }, &mut pixels);
+        assert!(matches!(decoded, Err(ImageError::Truncated)), "{missing}");
+    }
+}
+
+#[test]
+fn what_one_image_was_asked_for_is_not_asked_of_the_next() {
+    let jpeg = compress(tj::TJSAMP_TJSAMP_420, false);
+    let (mut decompressor, mut pixels) = (Decompressor::new(), Vec::new());
+    let mut sizes = Vec::new();
+    for (crop, shrink) in
+        [(crops()[10], 4), (CropBox::whole(SIZE), 1), (crops()[12], 1), (CropBox::whole(SIZE), 2)]
+    {
+        decompressor.decode(&jpeg, |_| Pick { crop, shrink }, &mut pixels).unwrap();
+        sizes.push(pixels.len());
+    }
+    let alone = |crop, shrink| decode(&jpeg, crop, shrink).1.len();
+    assert_eq!(sizes, [alone(crops()[10], 4), 203 * 149 * 3, alone(crops()[12], 1), 102 * 75 * 3]);
+}
