@@ -70,6 +70,15 @@ struct Crops {
     data: PathBuf,
     #[arg(long, default_value_t = 2000)]
     images: u32,
+    /// Leave it all to libjpeg-turbo, the Huffman codes too.
+    #[arg(long)]
+    libjpeg: bool,
+}
+
+impl Crops {
+    fn decoder(&self) -> Decoder {
+        if self.libjpeg { Decoder::of_libjpeg_alone() } else { Decoder::new() }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -189,7 +198,7 @@ fn decode_crops(args: &Crops) -> Result<(usize, f64)> {
     let mut files = vec![Vec::new(); split.len()];
     files.iter_mut().zip(0..).try_for_each(|(file, id)| split.location(id).read(file))?;
     let augment = Augment::from_config(&Data::default());
-    let (mut decoder, mut image) = (Decoder::new(), RgbImage::empty());
+    let (mut decoder, mut image) = (args.decoder(), RgbImage::empty());
     let mut decode = |number: u32| {
         let mut rng = KeyedRng::of_sample(1, number / samples, number % samples);
         let file = &files[(number % samples) as usize];
@@ -207,7 +216,7 @@ fn compare_crops(args: &Crops) -> Result<()> {
     let samples = split.len() as u32;
     let defaults = Augment::from_config(&Data::default());
     let floats = Input::floats(defaults.image_size);
-    let (mut decoder, mut image) = (Decoder::new(), RgbImage::empty());
+    let (mut decoder, mut image) = (args.decoder(), RgbImage::empty());
     let mut scaler = Scaler::default();
     let (mut sum, mut worst) = (0.0, 0.0_f64);
     for number in 0..args.images {

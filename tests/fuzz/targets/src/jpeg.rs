@@ -5,7 +5,7 @@ use worker::data::augment::{Augment, EvalTransform, FinishOn, Input, Resize, Sca
 use worker::data::cut::{Cut, Pick};
 use worker::data::decode::{Decoder, RgbImage};
 use worker::data::rng::KeyedRng;
-use worker::data::{CropBox, ImageSize};
+use worker::data::{CropBox, ImageError, ImageSize};
 
 use crate::{Target, split};
 
@@ -24,7 +24,9 @@ fn run(input: &[u8]) {
     let (control, file) = split::<CONTROL>(input);
     let mut decoder = Decoder::new();
     let mut image = RgbImage::empty();
-    if decoder.decode(file, &mut image).is_err() {
+    let decoded = decoder.decode(file, &mut image);
+    same_by_libjpeg(file, all, decoded.as_ref().map(|()| &image));
+    if decoded.is_err() {
         return;
     }
     let ImageSize { width, height } = image.size;
@@ -64,8 +66,10 @@ fn run(input: &[u8]) {
         let whole = Cut::of_whole(image.size, crop);
         let made = augment.apply(&image, &whole, &mut rng, &mut scaler, Vec::new());
         written(&made.expect("a crop within the image is resized"), side);
+        let decoded = decoder.decode_part(file, |_| pick, &mut part);
+        same_by_libjpeg(file, |_| pick, decoded.as_ref().map(|_| &part));
         // A fault in another part may be told of a part or not.
-        let Ok(cut) = decoder.decode_part(file, |_| pick, &mut part) else { continue };
+        let Ok(cut) = decoded else { continue };
         let ImageSize { width, height } = part.size;
         assert_eq!((cut.size, cut.region.width, cut.region.height), (image.size, width, height));
         assert_eq!(part.pixels.len() as u64, u64::from(width) * u64::from(height) * 3);
@@ -77,6 +81,28 @@ fn run(input: &[u8]) {
     let crop_ratio = if control[9] & 2 == 0 { 0.875 } else { 1.0 };
     let eval = EvalTransform { image_size: side, crop_ratio, resize };
     written(&eval.apply(&image, &mut scaler, Vec::new()).expect("every image is evaluated"), side);
+}
+
+fn all(size: ImageSize) -> Pick {
+    Pick { crop: CropBox::whole(size), shrink: 1 }
+}
+
+/// Holds what a [`Decoder`] made of a JPEG to what libjpeg makes of it without our Huffman decoder.
+fn same_by_libjpeg(
+    file: &[u8],
+    pick: impl FnOnce(ImageSize) -> Pick,
+    decoded: Result<&RgbImage, &ImageError>,
+) {
+    if !file.starts_with(&[0xFF, 0xD8]) {
+        return;
+    }
+    let mut image = RgbImage::empty();
+    match (decoded, Decoder::of_libjpeg_alone().decode_part(file, pick, &mut image)) {
+        (Ok(decoded), Ok(_)) => assert!(*decoded == image, "other pixels than libjpeg's"),
+        (Err(error), Err(by_libjpeg)) => assert_eq!(error.to_string(), by_libjpeg.to_string()),
+        (Ok(_), Err(error)) => panic!("decoded what libjpeg refuses: {error}"),
+        (Err(error), Ok(_)) => panic!("refused what libjpeg decodes: {error}"),
+    }
 }
 
 fn written(made: &Input, side: u32) {

@@ -162,6 +162,26 @@ struct Pair {
 /// More places than a block has.
 const END: u8 = 128;
 
+impl Pair {
+    /// The last of a block, by its mark or by its place: the first coefficient is at `first`, and of the second, if there
+    /// is one, the block has no place.
+    #[inline(always)]
+    fn end<'a>(&self, mut bits: Bits<'a>, first: usize, block: &mut Block) -> Option<Bits<'a>> {
+        let Some(at) = ZIGZAG.get(first) else {
+            bits.drop(self.bits.into());
+            return (self.steps[0] == END).then_some(bits);
+        };
+        block[usize::from(*at)] = self.value;
+        if first == 63 {
+            // The second is of the next block.
+            bits.drop(self.first_bits.into());
+            return Some(bits);
+        }
+        bits.drop(self.bits.into());
+        (self.steps[1] == END).then_some(bits)
+    }
+}
+
 /// How much can be passed over at once.
 #[derive(Clone, Copy, Default)]
 #[repr(C, align(4))]
@@ -182,57 +202,31 @@ struct Coefficients {
     leaps: Box<[Leap; 1 << LOOK]>,
 }
 
+/// A code and the value behind it.
+struct Coded {
+    /// Bits of the code.
+    length: u32,
+    /// Bits of the value.
+    size: u32,
+    /// As [`Pair::steps`].
+    step: u8,
+}
+
+impl Coded {
+    fn bits(&self) -> u32 {
+        self.length + self.size
+    }
+}
+
 impl Coefficients {
     fn new(code: &Code) -> Self {
         let symbols = Symbols::new(code);
-        // Of `left` bits from the highest of `window` on: how many the first code and its value are, places and size.
-        let first = |window: u64, left: u32| {
-            let (length, symbol) = symbols.short[(window >> (64 - LOOK)) as usize];
-            let size = u32::from(symbol & 15);
-            let places = match (symbol >> 4, size) {
-                (15, 0) => 16,
-                (_, 0) => END,
-                (run, _) => run + 1,
-            };
-            (length > 0 && u32::from(length) <= left).then_some((u32::from(length), size, places))
-        };
-        let mut pairs = Box::new([Pair::default(); 1 << LOOK]);
-        let mut leaps = Box::new([Leap::default(); 1 << LOOK]);
-        for (next, (pair, leap)) in pairs.iter_mut().zip(leaps.iter_mut()).enumerate() {
+        let (mut pairs, mut leaps) =
+            (Box::new([Pair::default(); 1 << LOOK]), Box::new([Leap::default(); 1 << LOOK]));
+        for next in 0..1 << LOOK {
             let window = (next as u64) << (64 - LOOK);
-            if let Some((length, size, places)) = first(window, LOOK) {
-                let bits = length + size;
-                if bits <= MOST {
-                *pair = Pair {
-                    bits: bits as u8,
-                    first_bits: bits as u8,
-                    steps: [places, 0],
-                    value: signed(window << length, size) as i16,
-                    second: length as u8,
-                    size: size as u8,
-                };
-                let left = LOOK.saturating_sub(bits);
-                if let Some((length, size, places)) = first(window << bits, left).filter(|(l,s,_)| places != END && bits+l+s<=MOST) {
-                    pair.bits = (bits + length + size) as u8;
-                    pair.steps[1] = places;
-                    (pair.second, pair.size) = ((bits + length) as u8, size as u8);
-                }
-                }
-            }
-            let mut taken = 0;
-            while taken < LOOK && !leap.end {
-                let Some((length, size, places)) = first(window << taken, LOOK - taken) else { break };
-                if taken+length+size>MOST {break}
-                leap.end = places == END;
-                let places = leap.places + if leap.end { 1 } else { places };
-                if places > 64 {
-                    leap.end = false;
-                    break;
-                }
-                // The bits of a value may lie beyond those that were looked at.
-                taken += length + size;
-                (leap.bits, leap.places) = (taken as u8, places);
-            }
+            pairs[next] = pair(&symbols, window).unwrap_or_default();
+            leaps[next] = leap(&symbols, window);
         }
         Self { code: code.clone(), symbols, pairs, leaps }
     }
@@ -255,16 +249,7 @@ impl Coefficients {
                 let first = place + usize::from(pair.steps[0]);
                 let second = first + usize::from(pair.steps[1]);
                 if second > 63 {
-                    // The last of the block, by its mark or by its place.
-                    let is_end = |step| step == END;
-                    if first <= 63 {
-                        block[usize::from(ZIGZAG[first])] = pair.value;
-                        let both = first < 63 && is_end(pair.steps[1]);
-                        bits.drop(if both { pair.bits } else { pair.first_bits }.into());
-                        return (both || first == 63).then_some(bits);
-                    }
-                    bits.drop(pair.bits.into());
-                    return is_end(pair.steps[0]).then_some(bits);
+                    return pair.end(bits, first, block);
                 }
                 block[usize::from(ZIGZAG[first & 63] & 63)] = pair.value;
                 let value = signed(bits.window << pair.second, pair.size.into());
@@ -327,6 +312,56 @@ impl Coefficients {
         }
         Some((bits, place))
     }
+}
+
+/// The code that `window` begins with, if all of it is among its first `left` bits, [`LOOK`] at most.
+fn coded(symbols: &Symbols, window: u64, left: u32) -> Option<Coded> {
+    let (length, symbol) = symbols.short[(window >> (64 - LOOK)) as usize];
+    let (length, run, size) = (u32::from(length), symbol >> 4, u32::from(symbol & 15));
+    let step = if size == 0 && run < 15 { END } else { run + 1 };
+    (length > 0 && length <= left).then_some(Coded { length, size, step })
+}
+
+/// The coefficients that the first [`LOOK`] bits of `window` begin with.
+fn pair(symbols: &Symbols, window: u64) -> Option<Pair> {
+    let first = coded(symbols, window, LOOK).filter(|first| first.bits() <= MOST)?;
+    let (bits, Coded { length, size, step }) = (first.bits(), first);
+    let alone = Pair {
+        bits: bits as u8,
+        first_bits: bits as u8,
+        steps: [step, 0],
+        value: signed(window << length, size) as i16,
+        second: length as u8,
+        size: size as u8,
+    };
+    // A second only behind the whole of a first, for that one's value is looked up.
+    let rest = if step == END { 0 } else { LOOK.saturating_sub(bits) };
+    let second = coded(symbols, window << bits, rest).filter(|second| bits + second.bits() <= MOST);
+    let Some(second) = second else { return Some(alone) };
+    Some(Pair {
+        bits: (bits + second.bits()) as u8,
+        steps: [step, second.step],
+        second: (bits + second.length) as u8,
+        size: second.size as u8,
+        ..alone
+    })
+}
+
+/// All that the first [`LOOK`] bits of `window` say of one block.
+fn leap(symbols: &Symbols, window: u64) -> Leap {
+    let mut leap = Leap::default();
+    while !leap.end {
+        let taken = u32::from(leap.bits);
+        let Some(next) = coded(symbols, window << taken, LOOK.saturating_sub(taken)) else { break };
+        let end = next.step == END;
+        let places = leap.places + if end { 1 } else { next.step };
+        let bits = taken + next.bits();
+        if places > 63 || bits > MOST {
+            break;
+        }
+        leap = Leap { bits: bits as u8, places, end };
+    }
+    leap
 }
 
 /// How a block of an MCU is coded.
@@ -449,3 +484,7 @@ fn unstuff(coded: &[u8], data: &mut Vec<u8>) -> Option<()> {
     data.extend_from_slice(&[0; BEYOND]);
     Some(())
 }
+
+#[cfg(test)]
+#[path = "huffman_tests.rs"]
+mod tests;

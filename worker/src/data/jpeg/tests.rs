@@ -1,4 +1,8 @@
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unsafe_code)]
+
+use std::ffi::c_int;
+
+use turbojpeg_sys as tj;
 
 use super::*;
 
@@ -18,20 +22,23 @@ fn pixels() -> Vec<u8> {
     rows.flat_map(|(x, y)| [0, 1, 2].map(|channel| value(x, y, channel))).collect()
 }
 
-/// A JPEG of them.
+/// A JPEG of them, baseline or progressive.
 fn compress(subsampling: tj::TJSAMP, progressive: bool) -> Vec<u8> {
+    compress_with(&[
+        (tj::TJPARAM_TJPARAM_SUBSAMP, subsampling as c_int),
+        (tj::TJPARAM_TJPARAM_PROGRESSIVE, c_int::from(progressive)),
+    ])
+}
+
+fn compress_with(settings: &[(tj::TJPARAM, c_int)]) -> Vec<u8> {
     let pixels = pixels();
     let (mut jpeg, mut length) = (std::ptr::null_mut(), 0);
     // SAFETY: the handle lives from Init to Destroy; the callee reads rows of SIZE.width pixels of 3 bytes, all in
     // `pixels`, and allocates `length` bytes at `jpeg`, which are copied before they are freed.
     unsafe {
         let handle = tj::tj3Init(tj::TJINIT_TJINIT_COMPRESS as c_int);
-        for (param, value) in [
-            (tj::TJPARAM_TJPARAM_SUBSAMP, subsampling as c_int),
-            (tj::TJPARAM_TJPARAM_QUALITY, 90),
-            (tj::TJPARAM_TJPARAM_PROGRESSIVE, c_int::from(progressive)),
-        ] {
-            assert_eq!(tj::tj3Set(handle, param as c_int, value), 0);
+        for (param, value) in [(tj::TJPARAM_TJPARAM_QUALITY, 90)].iter().chain(settings) {
+            assert_eq!(tj::tj3Set(handle, *param as c_int, *value), 0);
         }
         let (width, height) = (SIZE.width as c_int, SIZE.height as c_int);
         let format = tj::TJPF_TJPF_RGB as c_int;
@@ -53,10 +60,8 @@ fn decode(jpeg: &[u8], crop: CropBox, shrink: u32) -> (Cut, Vec<u8>) {
 }
 
 fn crops() -> Vec<CropBox> {
-    let along =
-        |side: u32| [(0, side), (0, 1), (side - 1, 1), (3, 40), (16, 32), (77, 61), (side - 50, 50)];
-    let rows =
-        |(left, width)| along(SIZE.height).map(|(top, height)| CropBox { top, left, height, width });
+    let along = |side: u32| [(0, side), (0, 1), (side - 1, 1), (3, 40), (16, 32), (77, 61), (side - 50, 50)];
+    let rows = |(left, width)| along(SIZE.height).map(|(top, height)| CropBox { top, left, height, width });
     along(SIZE.width).into_iter().flat_map(rows).collect()
 }
 
@@ -109,9 +114,8 @@ fn a_smaller_part_has_the_pixels_that_it_has_in_the_smaller_whole() {
                 let (cut, part) = decode(&jpeg, crop, shrink);
                 for y in crop.top.div_ceil(shrink)..(crop.top + crop.height) / shrink {
                     let (left, right) = (crop.left.div_ceil(shrink), (crop.left + crop.width) / shrink);
-                    let row = |left: u32, top: u32, width: u32| {
-                        (top as usize * width as usize + left as usize) * 3
-                    };
+                    let row =
+                        |left: u32, top: u32, width: u32| (top as usize * width as usize + left as usize) * 3;
                     let here = row(left - cut.region.left, y - cut.region.top, cut.region.width);
                     let there = row(left, y, all.region.width);
                     let bytes = right.saturating_sub(left) as usize * 3;
@@ -151,4 +155,99 @@ fn what_one_image_was_asked_for_is_not_asked_of_the_next() {
     }
     let alone = |crop, shrink| decode(&jpeg, crop, shrink).1.len();
     assert_eq!(sizes, [alone(crops()[10], 4), 203 * 149 * 3, alone(crops()[12], 1), 102 * 75 * 3]);
+}
+
+/// What [`Baseline`] makes of the JPEG without help.
+fn baseline_alone(jpeg: &[u8], Pick { crop, shrink }: Pick) -> Option<Vec<u8>> {
+    let mut baseline = Baseline::new().unwrap();
+    let opened = baseline.open(jpeg)?;
+    let (size, unit, mut pixels) = (opened.header.size(), opened.header.unit(), Vec::new());
+    opened.decode(shrink, around(crop, unit, size, shrink), &mut pixels)?;
+    Some(pixels)
+}
+
+#[test]
+fn the_usual_has_the_pixels_that_libjpeg_alone_gives_it() {
+    use tj::{
+        TJSAMP_TJSAMP_411, TJSAMP_TJSAMP_420, TJSAMP_TJSAMP_422, TJSAMP_TJSAMP_440, TJSAMP_TJSAMP_444,
+        TJSAMP_TJSAMP_GRAY,
+    };
+    let mut alone = Decompressor::of_libjpeg_alone();
+    for subsampling in [
+        TJSAMP_TJSAMP_444,
+        TJSAMP_TJSAMP_422,
+        TJSAMP_TJSAMP_420,
+        TJSAMP_TJSAMP_440,
+        TJSAMP_TJSAMP_411,
+        TJSAMP_TJSAMP_GRAY,
+    ] {
+        for optimize in [0, 1] {
+            let jpeg = compress_with(&[
+                (tj::TJPARAM_TJPARAM_SUBSAMP, subsampling as c_int),
+                (tj::TJPARAM_TJPARAM_OPTIMIZE, optimize),
+            ]);
+            for (crop, shrink) in
+                crops().into_iter().flat_map(|crop| [1, 2, 4, 8].map(|shrink| (crop, shrink)))
+            {
+                let mut expected = Vec::new();
+                let pick = Pick { crop, shrink };
+                alone.decode(&jpeg, |_| pick, &mut expected).unwrap();
+                let made = baseline_alone(&jpeg, pick);
+                assert!(made == Some(expected), "{subsampling}, optimized: {optimize}, {pick:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_unusual_is_left_to_libjpeg() {
+    let whole = Pick { crop: CropBox::whole(SIZE), shrink: 1 };
+    let unusual = [
+        (tj::TJPARAM_TJPARAM_PROGRESSIVE, 1),
+        (tj::TJPARAM_TJPARAM_RESTARTROWS, 1),
+        (tj::TJPARAM_TJPARAM_ARITHMETIC, 1),
+        (tj::TJPARAM_TJPARAM_COLORSPACE, tj::TJCS_TJCS_RGB as c_int),
+    ];
+    for setting in unusual {
+        let jpeg = compress_with(&[(tj::TJPARAM_TJPARAM_SUBSAMP, tj::TJSAMP_TJSAMP_444 as c_int), setting]);
+        assert_eq!(baseline_alone(&jpeg, whole), None, "{setting:?}");
+        let [made, expected] =
+            [Decompressor::new(), Decompressor::of_libjpeg_alone()].map(|mut decompressor| {
+                let mut pixels = Vec::new();
+                decompressor.decode(&jpeg, |_| whole, &mut pixels).unwrap();
+                pixels
+            });
+        assert!(made == expected, "{setting:?}");
+    }
+}
+
+/// Damage of every kind, at many places: the same pixels or the same error, whoever it is that decodes.
+#[test]
+fn a_damaged_file_is_what_libjpeg_makes_of_it() {
+    let jpeg = compress(tj::TJSAMP_TJSAMP_420, false);
+    let crop = CropBox { top: 40, left: 50, height: 60, width: 70 };
+    let (mut decompressor, mut alone) = (Decompressor::new(), Decompressor::of_libjpeg_alone());
+    let mut refused = 0;
+    for at in (2..jpeg.len()).step_by(23) {
+        for change in [0x01, 0x40, 0xFF] {
+            let mut damaged = jpeg.clone();
+            damaged[at] ^= change;
+            for crop in [crop, CropBox::whole(SIZE)] {
+                let picked = |size: ImageSize| Pick {
+                    crop: if size == SIZE { crop } else { CropBox::whole(size) },
+                    shrink: 1,
+                };
+                let (mut made, mut expected) = (Vec::new(), Vec::new());
+                let decoded = decompressor.decode(&damaged, picked, &mut made);
+                let by_libjpeg = alone.decode(&damaged, picked, &mut expected);
+                let told =
+                    |decoded: Result<(Cut, Layout), ImageError>| decoded.map_err(|error| error.to_string());
+                let by_libjpeg_failed = by_libjpeg.is_err();
+                refused += u32::from(by_libjpeg_failed);
+                assert_eq!(told(decoded), told(by_libjpeg), "byte {at} changed by {change}");
+                assert!(by_libjpeg_failed || made == expected, "byte {at} changed by {change}");
+            }
+        }
+    }
+    assert!(refused > 10);
 }
