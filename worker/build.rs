@@ -62,6 +62,8 @@ fn shim() {
         loops.flag("-march=x86-64-v3");
     }
     loops.file("src/torch/normalize.cpp").compile("relabel_torch_loops");
-    shim.files(["shim", "precision", "layouts", "hooks"].map(|name| format!("src/torch/{name}.cpp")))
-        .compile("relabel_torch_shim");
+    shim.files(
+        ["shim", "precision", "layouts", "hooks", "streams"].map(|name| format!("src/torch/{name}.cpp")),
+    )
+    .compile("relabel_torch_shim");
 }

@@ -2,22 +2,30 @@
 //! finished images; and two deterministic runs with each other.
 //! `tests/gpu/check.sh` runs it. A line a check: `ok`, `FAILED` or `not run`, and why. Exits with 1 if one has failed.
 
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
-use relabel_config::{Config, Precision};
+use relabel_config::{Config, FinishOn, OnError, Precision};
 use relabel_core::Position;
 use tch::{Device, Kind, Tensor};
 use worker::collective::{AbortHandle, Solo, nccl};
-use worker::data::augment::{Finishing, Step};
-use worker::data::loader::Batch;
+use worker::data::DataError;
+use worker::data::augment::{Augment, Finishing, Step};
+use worker::data::cutmix::CutMix;
+use worker::data::index::Split;
+use worker::data::loader::{Batch, TrainLoader, TrainPlan};
 use worker::data::unfinished::{Paste, Unfinished};
+use worker::labels::SingleLabel;
 use worker::model::{Model, ModelError, build, image_batch, published_batch_norm};
 use worker::torch::{self, TorchError};
+use worker::train::feed::{Feed, Form};
 use worker::train::finish::finish;
 use worker::train::learner::Learner;
 use worker::train::loss::soft_cross_entropy;
 use worker::train::step::{Ask, StepError, Update};
+use worker::train::trainer::TrainError;
 
 /// How far the GPU may be from the CPU's float32: of logits and gradients the length of the difference over the
 /// length, of the losses of 20 steps the largest difference over the loss.
@@ -47,6 +55,7 @@ const CLASSES: usize = 20;
 const SIDE: i64 = 64;
 const IMAGES: usize = 16;
 const STEPS: u64 = 20;
+const AHEAD: &str = "batches sent to it ahead";
 const AGAIN: &str = "the same bits in two deterministic runs";
 
 #[derive(Parser)]
@@ -67,6 +76,12 @@ enum Broken {
     Torch(#[from] TorchError),
     #[error(transparent)]
     Step(#[from] StepError),
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    #[error("pictures to load: {0}")]
+    Pictures(#[source] std::io::Error),
 }
 
 fn main() -> ExitCode {
@@ -79,7 +94,7 @@ fn main() -> ExitCode {
                     println!("not run  {what} in {}: {error}", precision.name());
                 }
             }
-            for what in ["images finished on it", AGAIN] {
+            for what in ["images finished on it", AHEAD, AGAIN] {
                 println!("not run  {what}: {error}");
             }
             println!("not run  NCCL: {error}");
@@ -102,6 +117,7 @@ fn main() -> ExitCode {
         say(format!("{STEPS} steps in {name}"), steps(device, allowed));
     }
     say("images finished on it".into(), finished(device));
+    say(AHEAD.into(), ahead(device));
     // Last: from then on it is so in the whole process.
     say(AGAIN.into(), again(device));
     match nccl::find() {
@@ -183,10 +199,87 @@ fn finished(device: Device) -> Result<(bool, String), Broken> {
         finishing: (0..IMAGES).map(of).collect(),
         paste: Some(Paste { rows: 5..40, columns: 20..SIDE as usize, lenders }),
     };
-    let expected = finish(&batch, 0..IMAGES, SIDE, Device::Cpu)?;
-    let found = torch::to_device(&finish(&batch, 0..IMAGES, SIDE, device)?, Device::Cpu)?;
+    let expected = finish(&batch, IMAGES, SIDE, Device::Cpu)?;
+    let found = torch::to_device(&finish(&batch, IMAGES, SIDE, device)?, Device::Cpu)?;
     let worst = (found - expected).abs().max().double_value(&[]);
     Ok((worst == 0.0, format!("{worst:.1e} apart at most (none allowed)")))
+}
+
+/// Images that the loader has made, sent while the device is kept busy, and those that it is sent when it is idle.
+fn ahead(device: Device) -> Result<(bool, String), Broken> {
+    let folder = std::env::temp_dir().join(format!("relabel-gpu-check-{}", std::process::id()));
+    let made =
+        write_pictures(&folder).map_err(Broken::Pictures).and_then(|()| compare_feeds(&folder, device));
+    std::fs::remove_dir_all(&folder).map_err(Broken::Pictures)?;
+    made
+}
+
+fn write_pictures(folder: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder.join("noise"))?;
+    for picture in 0..4 * IMAGES as u32 {
+        let value = |x: u32, y: u32| {
+            let noise = (x + 97 * y + 8191 * picture).wrapping_mul(2_654_435_761);
+            image::Rgb([noise >> 8, noise >> 16, noise >> 24].map(|bits| bits as u8))
+        };
+        let file = folder.join("noise").join(format!("{picture:03}.png"));
+        image::RgbImage::from_fn(96, 80, value).save(file).map_err(std::io::Error::other)?;
+    }
+    Ok(())
+}
+
+/// Batches that are sent ahead and compared.
+const BATCHES: usize = 30;
+
+fn compare_feeds(folder: &Path, device: Device) -> Result<(bool, String), Broken> {
+    let split = Arc::new(Split::open(folder, None)?);
+    let mut data = Config::default().data;
+    (data.image_size, data.finish) = (SIDE as u32, FinishOn::Device);
+    let loader = |epoch| {
+        TrainLoader::start(TrainPlan {
+            split: split.clone(),
+            targets: Arc::new(SingleLabel::new(CLASSES as u32, Arc::new(|sample| sample % CLASSES as u32))),
+            augment: Augment::from_config(&data),
+            cutmix: CutMix { prob: 1.0, beta: 1.0, until: u32::MAX },
+            seed: 5,
+            shuffle_buffer: 0,
+            epoch,
+            global_batch: IMAGES as u32,
+            first_step: 0,
+            slice: 0..IMAGES as u32,
+            on_error: OnError::Fail,
+            threads: 2,
+            prefetch: 2,
+        })
+    };
+    let form = Form { side: SIDE, classes: CLASSES as i64, device };
+    // Some milliseconds of a GPU.
+    let mut busy = Tensor::f_randn([2048, 2048], (Kind::Float, device)).map_err(TorchError::from)?;
+    let (mut compared, mut apart, mut epoch) = (0, 0, 0);
+    loop {
+        let mut fed = Feed::ahead(loader(epoch)?, form)?;
+        let mut expected = Feed::new(loader(epoch)?, Form { device: Device::Cpu, ..form })?;
+        while let (Some(fed_next), Some(expected)) = (fed.next(), expected.next()) {
+            for _ in 0..if device.is_cuda() { 20 } else { 1 } {
+                busy = busy.f_matmul(&busy).and_then(|busy| busy.f_tanh()).map_err(TorchError::from)?;
+            }
+            let ((batch, sent), (_, expected)) = (fed_next?, expected?);
+            let (images, targets) = sent.arrived()?;
+            // Queued behind what keeps it busy: read then, and dropped long before.
+            let (images, targets) = (images * 1.0, targets * 1.0);
+            drop(sent);
+            fed.recycle(batch);
+            let (right_images, right_targets) = expected.arrived()?;
+            let same = |found: Tensor, right: &Tensor| -> Result<bool, Broken> {
+                Ok(torch::to_device(&found, Device::Cpu)? == *right)
+            };
+            apart += usize::from(!same(images, right_images)? || !same(targets, right_targets)?);
+            compared += 1;
+            if compared == BATCHES {
+                return Ok((apart == 0, format!("{apart} of {compared} differ (none allowed)")));
+            }
+        }
+        epoch += 1;
+    }
 }
 
 fn losses(

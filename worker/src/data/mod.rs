@@ -26,6 +26,7 @@ pub mod unfinished;
 pub mod whole;
 
 pub use error::{DataError, ImageError, ShardError};
+pub use pool::Closer;
 
 /// Most pixels that an image may have, where Pillow too refuses it as a decompression bomb.
 pub const MAX_PIXELS: u64 = 178_956_970;

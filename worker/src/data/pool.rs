@@ -14,6 +14,15 @@ use std::time::{Duration, Instant};
 
 use super::DataError;
 
+/// Ends a loader, which another thread may be waiting for, where this is dropped.
+pub struct Closer(Box<dyn Fn() + Send>);
+
+impl Drop for Closer {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 /// What a pool makes. Shared by all threads; a batch's and a sample's numbers count from 0.
 pub(super) trait Work: Send + Sync + 'static {
     /// Buffers of one thread.
@@ -154,6 +163,12 @@ impl<W: Work> Shared<W> {
         }
     }
 
+    fn close(&self) {
+        self.lock().closed = true;
+        self.job.notify_all();
+        self.ready.notify_all();
+    }
+
     /// Assembles a batch or, if samples of it failed, keeps the error of the first.
     fn finish(&self, batch: u64, samples: Vec<Option<Result<W::Sample, DataError>>>) {
         let spare = self.lock().spare.pop();
@@ -227,6 +242,9 @@ impl<W: Work> Pool<W> {
         }
         let asked = Instant::now();
         let done = loop {
+            if state.closed {
+                return None;
+            }
             if let Some(done) = state.open.front_mut().and_then(|open| open.done.take()) {
                 break done;
             }
@@ -242,6 +260,12 @@ impl<W: Work> Pool<W> {
         drop(state);
         shared.job.notify_all();
         Some(done)
+    }
+
+    /// What closes the pool where it is dropped: `next` then has no more to give, also where it waits.
+    pub(super) fn closer(&self) -> Closer {
+        let shared = Arc::clone(&self.shared);
+        Closer(Box::new(move || shared.close()))
     }
 
     /// Gives a batch's buffers back to be used again.
@@ -261,8 +285,7 @@ impl<W: Work> Pool<W> {
 
 impl<W: Work> Drop for Pool<W> {
     fn drop(&mut self) {
-        self.shared.lock().closed = true;
-        self.shared.job.notify_all();
+        self.shared.close();
         for thread in self.threads.drain(..) {
             // A panic has been told by `next` as far as anyone asked.
             let _ = thread.join();

@@ -1,6 +1,6 @@
 //! What tch does not expose of libtorch, behind a safe face: memory formats, gradients that are views
 //! of one buffer, when each of them is there, tensors read and written as slices, the fused SGD kernel, a fused BatchNorm,
-//! mixed precision, and TorchScript modules with all their tensors.
+//! mixed precision, streams of a GPU, and TorchScript modules with all their tensors.
 //!
 //! This is the one module of the worker that talks to C++ (`*.cpp`); everything here may be called
 //! from safe code with any tensor, and what does not fit is a [`TorchError`].
@@ -26,6 +26,7 @@ mod normalize;
 mod normalize_tests;
 mod precision;
 mod script;
+mod streams;
 #[cfg(test)]
 mod tests;
 
@@ -36,6 +37,7 @@ pub use normalize::{BatchNorm, batch_norm};
 pub(crate) use precision::layouts;
 pub use precision::{autocast, compute_deterministically, prepare, unscale};
 pub use script::{ScriptModule, ScriptTensor};
+pub use streams::{Mark, own_stream, send};
 
 /// Why libtorch did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -279,9 +281,7 @@ pub fn from_bytes(bytes: &[u8], shape: &[i64], kind: Kind) -> Result<Tensor, Tor
 /// # Errors
 /// As [`from_bytes`].
 pub fn from_f32(values: &[f32], shape: &[i64]) -> Result<Tensor, TorchError> {
-    // SAFETY: every f32 is four initialized bytes, and u8 has no alignment.
-    let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
-    from_bytes(bytes, shape, Kind::Float)
+    from_bytes(bytemuck::cast_slice(values), shape, Kind::Float)
 }
 
 /// All of `region` as float32 values `[len]`. The region lives as long as any tensor that has its memory.

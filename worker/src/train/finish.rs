@@ -2,8 +2,6 @@
 //! CutMix's box pasted over. The values are those of the loader's own threads to the bit: each operator here rounds as
 //! one of theirs does.
 
-use std::ops::Range;
-
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::data::augment::{Finishing, Step, normalization};
@@ -18,38 +16,19 @@ const STEPS: usize = 3;
 /// Numbers that it is told of each image: whether it is flipped, its steps, and the shift of each channel.
 const TOLD: usize = 1 + STEPS * STEP + 3;
 
-/// The `images` of a batch as the network takes them: f32 `[n, 3, side, side]` on `device`, in channels_last memory.
+/// The first `n` images of a batch as the network takes them: f32 `[n, 3, side, side]` on `device`, in channels_last
+/// memory. Those behind them only lend their boxes.
 ///
 /// # Errors
 /// No memory left there; images of another size.
-pub fn finish(
-    batch: &Unfinished,
-    images: Range<usize>,
-    side: i64,
-    device: Device,
-) -> Result<Tensor, TorchError> {
-    // Those that lend to the first of them, and stand elsewhere.
-    let mut others = Vec::new();
-    let lenders: Option<Vec<i64>> = batch.paste.as_ref().map(|paste| {
-        let place = |&lender: &usize| {
-            if images.contains(&lender) {
-                return (lender - images.start) as i64;
-            }
-            let known = others.iter().position(|other| *other == lender);
-            let place = known.unwrap_or_else(|| {
-                others.push(lender);
-                others.len() - 1
-            });
-            (images.len() + place) as i64
-        };
-        paste.lenders[images.clone()].iter().map(place).collect()
-    });
-    let planes = Planes::send(batch, images.clone(), &others, side, device)?;
+pub fn finish(batch: &Unfinished, n: usize, side: i64, device: Device) -> Result<Tensor, TorchError> {
+    let finished = Planes::send(batch, side, device)?.finished();
     let wrong = TorchError::during("finish a batch's images");
-    let finished = planes.finished().map_err(wrong)?;
-    let mut own = torch::to_channels_last(&finished.f_narrow(0, 0, images.len() as i64).map_err(wrong)?)?;
-    if let (Some(paste), Some(lenders)) = (&batch.paste, lenders) {
-        let lenders = torch::to_device(&Tensor::f_from_slice(&lenders).map_err(wrong)?, device)?;
+    let finished = finished.map_err(wrong)?;
+    let mut own = torch::to_channels_last(&finished.f_narrow(0, 0, n as i64).map_err(wrong)?)?;
+    if let Some(paste) = &batch.paste {
+        let lenders: Vec<i64> = paste.lenders.iter().map(|&lender| lender as i64).collect();
+        let lenders = torch::send(bytemuck::cast_slice(&lenders), &[n as i64], Kind::Int64, device)?;
         copy_box(paste, &mut own, &finished, &lenders).map_err(wrong)?;
     }
     Ok(own)
@@ -68,37 +47,18 @@ struct Planes {
 }
 
 impl Planes {
-    fn send(
-        batch: &Unfinished,
-        images: Range<usize>,
-        others: &[usize],
-        side: i64,
-        device: Device,
-    ) -> Result<Self, TorchError> {
-        let length = (3 * side * side) as usize;
-        // Straight out of the batch: it is large.
-        let bytes = |images: Range<usize>| {
-            let bytes = batch.planes.get(images.start * length..images.end * length).unwrap_or_default();
-            let shape = [images.len() as i64, 3, side, side];
-            torch::to_device(&torch::from_bytes(bytes, &shape, Kind::Uint8)?, device)
-        };
-        let mut parts = vec![bytes(images.clone())?];
-        for &other in others {
-            parts.push(bytes(other..other + 1)?);
-        }
-        let joined = match &parts[..] {
-            [own] => own.shallow_clone(),
-            parts => Tensor::f_cat(parts, 0).map_err(TorchError::during("join a batch's images"))?,
-        };
-        let numbers = || images.clone().chain(others.iter().copied());
-        let told: Vec<f32> = numbers().flat_map(|number| told(&batch.finishing[number])).collect();
-        let m = joined.size().first().copied().unwrap_or_default();
+    fn send(batch: &Unfinished, side: i64, device: Device) -> Result<Self, TorchError> {
+        let m = batch.finishing.len() as i64;
+        let told: Vec<f32> = batch.finishing.iter().flat_map(told).collect();
         let (scale, _) = normalization([0.0; 3]);
+        let floats = |values: &[f32], shape: &[i64]| {
+            torch::send(bytemuck::cast_slice(values), shape, Kind::Float, device)
+        };
         Ok(Self {
-            bytes: joined,
-            told: torch::to_device(&torch::from_f32(&told, &[m, TOLD as i64])?, device)?,
-            scale: torch::to_device(&torch::from_f32(&scale, &[1, 3, 1, 1])?, device)?,
-            jittered: numbers().any(|number| batch.finishing[number].steps.is_some()),
+            bytes: torch::send(&batch.planes, &[m, 3, side, side], Kind::Uint8, device)?,
+            told: floats(&told, &[m, TOLD as i64])?,
+            scale: floats(&scale, &[1, 3, 1, 1])?,
+            jittered: batch.finishing.iter().any(|finishing| finishing.steps.is_some()),
         })
     }
 
@@ -172,4 +132,4 @@ fn copy_box(paste: &Paste, own: &mut Tensor, finished: &Tensor, lenders: &Tensor
 
 #[cfg(test)]
 #[path = "finish_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -22,6 +22,7 @@ use relabel_config::{Config, Precision};
 use relabel_core::Position;
 use tch::Device;
 
+use super::feed::{Form, Sent};
 use super::loss_scale::LossScale;
 use super::overlap::{self, Timeline};
 use super::step::{Ask, StepError, Stepped, Update};
@@ -36,7 +37,7 @@ use crate::weights::{self, Head, Loaded, Weights, WeightsError};
 
 mod micro_batch;
 
-use micro_batch::MicroBatch;
+use micro_batch::{MicroBatch, Slice};
 
 /// The sums that travel with the gradients.
 const LOSS: usize = 0;
@@ -176,17 +177,38 @@ impl Learner {
         Ok(())
     }
 
-    /// Does a step with this rank's slice of the global batch. Where the update is left out, the state is that before
-    /// the step but for the loss scale.
+    /// How the model takes a batch.
+    pub fn form(&self) -> Form {
+        let side = i64::from(self.config.data.image_size);
+        Form { side, classes: self.model.classes(), device: self.model.device() }
+    }
+
+    /// Sends this rank's slice of the global batch, and does a [step](Self::step_with) with it.
     ///
     /// # Errors
     /// The state is that before the step.
     pub fn step(&mut self, batch: &Batch, ask: Ask, ring: &mut dyn Collective) -> Result<Stepped, StepError> {
+        self.step_with(batch, &Sent::new(batch, self.form())?, ask, ring)
+    }
+
+    /// Does a step with this rank's slice of the global batch, which was sent as `sent`. Where the update is left out, the
+    /// state is that before the step but for the loss scale.
+    ///
+    /// # Errors
+    /// The state is that before the step.
+    pub fn step_with(
+        &mut self,
+        batch: &Batch,
+        sent: &Sent,
+        ask: Ask,
+        ring: &mut dyn Collective,
+    ) -> Result<Stepped, StepError> {
+        let slice = Slice::new(batch, sent)?;
         self.gradients.keep_buffers();
         let masks = masks_seed(self.config.compute.seed, ask.position, ring.rank());
-        self.find_micro_batch(batch, ask, masks)?;
+        self.find_micro_batch(slice, ask, masks)?;
         self.gradients.zero();
-        let mut stepped = self.reduced(batch, ask, masks, ring).inspect_err(|_| {
+        let mut stepped = self.reduced(slice, ask, masks, ring).inspect_err(|_| {
             // The forward pass has moved BatchNorm's statistics; the step is not done, and may be done again.
             self.gradients.restore_buffers();
         })?;
@@ -232,14 +254,14 @@ impl Learner {
     /// Fills the flat buffer with the gradient and statistics of the global batch.
     fn reduced(
         &mut self,
-        batch: &Batch,
+        slice: Slice,
         ask: Ask,
         masks: i64,
         ring: &mut dyn Collective,
     ) -> Result<Stepped, StepError> {
         let Ask { position, may_skip, .. } = ask;
         let waited = if ring.world() == 1 {
-            self.fill(batch, ask, masks, None)?;
+            self.fill(slice, ask, masks, None)?;
             // There is nothing to sum, but the generation may be over.
             ring.all_reduce(&mut [])?;
             Duration::ZERO
@@ -250,7 +272,7 @@ impl Learner {
             }
             let ready = Arc::new(Ready::new(self.gradients.buckets().clone()));
             let (views, wire) = (self.gradients.views(), self.config.compute.wire);
-            let fill = || self.fill(batch, ask, masks, Some(&ready));
+            let fill = || self.fill(slice, ask, masks, Some(&ready));
             let ((), timeline) = overlap::overlapped(ring, views, wire, &ready, fill)?;
             self.timeline.insert(timeline).waited()
         };
@@ -279,7 +301,7 @@ impl Learner {
             waited,
         };
         if stepped.update == Update::NoLoss && !may_skip {
-            let (loss, samples) = (stepped.loss_sum, batch.sample_ids.clone());
+            let (loss, samples) = (stepped.loss_sum, slice.batch.sample_ids.clone());
             return Err(StepError::NotFinite { loss, position, samples });
         }
         Ok(stepped)
@@ -288,15 +310,15 @@ impl Learner {
     /// Fills the buffer with what this rank brings to the step, and tells `ready` which gradients are there.
     fn fill(
         &mut self,
-        batch: &Batch,
+        slice: Slice,
         ask: Ask,
         masks: i64,
         ready: Option<&Arc<Ready>>,
     ) -> Result<(), StepError> {
-        let own = batch.sample_ids.len();
+        let own = slice.len();
         let loss_sum = match own {
             0 => 0.0,
-            _ => seeded(masks, || self.backward(batch, self.micro_batch.of(own), ask.planned, ready))?,
+            _ => seeded(masks, || self.backward(slice, self.micro_batch.of(own), ask.planned, ready))?,
         };
         if let Some(gradient) = ready.and_then(|ready| ready.again()) {
             let parameter = self.model.parameters()[gradient].0.clone();
@@ -306,7 +328,7 @@ impl Learner {
         let mut scalars = [0.0; SCALARS];
         scalars[LOSS] = loss_sum as f32;
         scalars[SAMPLES] = own as f32;
-        scalars[SKIPPED] = batch.skipped.len() as f32;
+        scalars[SKIPPED] = slice.batch.skipped.len() as f32;
         scalars[LEAVING] = f32::from(u8::from(ask.leave));
         scalars[SCALE] = self.loss_scale.map_or(1.0, |scale| scale.scale);
         Ok(self.gradients.set_scalars(&scalars)?)

@@ -8,6 +8,7 @@
 //!     optim/             learner.rs                      collective/
 //! ```
 //!
+//! - [`feed`] brings batches to the device, and [`finish`] does there what the loader has left to it.
 //! - [`inputs`] opens the data set that the configuration names.
 //! - [`learner`] holds model and optimizer and does one [`step`].
 //! - [`loss_scale`] keeps gradients of float16 in range.
@@ -18,6 +19,7 @@
 //! - `samples` records which samples were trained on.
 //! - `saver` writes checkpoints on a thread of its own.
 
+pub mod feed;
 pub mod finish;
 pub mod inputs;
 pub mod learner;

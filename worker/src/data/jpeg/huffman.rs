@@ -164,21 +164,17 @@ const END: u8 = 128;
 
 impl Pair {
     /// The last of a block, by its mark or by its place: the first coefficient is at `first`, and of the second, if there
-    /// is one, the block has no place.
+    /// is one, the block has no place. Does not ask which of them is the mark, which nobody could foresee.
     #[inline(always)]
     fn end<'a>(&self, mut bits: Bits<'a>, first: usize, block: &mut Block) -> Option<Bits<'a>> {
-        let Some(at) = ZIGZAG.get(first) else {
-            bits.drop(self.bits.into());
-            return (self.steps[0] == END).then_some(bits);
-        };
-        block[usize::from(*at)] = self.value;
-        if first == 63 {
-            // The second is of the next block.
-            bits.drop(self.first_bits.into());
-            return Some(bits);
-        }
-        bits.drop(self.bits.into());
-        (self.steps[1] == END).then_some(bits)
+        // Where the first is the mark, a 0 where there is one.
+        block[usize::from(ZIGZAG[first.min(63)] & 63)] = self.value;
+        let marked = (self.steps[0] | self.steps[1]) >= END;
+        // The first is a coefficient that the block has no place for.
+        let damaged = (64..usize::from(END)).contains(&first);
+        // At the last place the block ends without a mark, and the second is of the next block.
+        bits.drop(if first == 63 { self.first_bits } else { self.bits }.into());
+        (first == 63 || (marked && !damaged)).then_some(bits)
     }
 }
 

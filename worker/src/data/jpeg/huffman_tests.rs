@@ -216,6 +216,15 @@ fn what_an_intact_scan_does_not_have_is_refused() {
     full.symbol(&ac, 0x11);
     full.value(1, 1);
     assert_eq!(decode(full), [false; 2]);
+    // The same with the end's mark in the same look.
+    let mut beyond = block(&[0xF0, 0xF0, 0xF0, 0xF0 | 1]);
+    beyond.symbol(&ac, 0x00);
+    assert_eq!(decode(beyond), [false; 2]);
+    let mut beyond = block(&[0x01; 62]);
+    beyond.symbol(&ac, 0x11);
+    beyond.value(1, 1);
+    beyond.symbol(&ac, 0x00);
+    assert_eq!(decode(beyond), [false; 2]);
     // 16 ones are no code.
     let mut none = block(&[0x01]);
     none.put(0xFFFF, 16);

@@ -13,7 +13,7 @@ use crate::data::augment::{Augment, FinishOn, Input};
 use crate::data::cutmix::{self, CutMix, Mix};
 use crate::data::index::Split;
 use crate::data::location::Location;
-use crate::data::pool::{Pool, Work};
+use crate::data::pool::{Closer, Pool, Work};
 use crate::data::rng::KeyedRng;
 use crate::data::unfinished::Unfinished;
 use crate::data::{DataError, ImageError};
@@ -89,6 +89,11 @@ impl TrainLoader {
             work.read_ahead = Some(ReadAhead::new(&work.plan.split, &work.order, own, buffer));
         }
         Ok(Self { pool: Pool::start(work, threads, prefetch)? })
+    }
+
+    /// What ends the loading where it is dropped, on whichever thread.
+    pub fn closer(&self) -> Closer {
+        self.pool.closer()
     }
 
     /// Gives back a batch whose data is no longer needed, so that its memory is used again.

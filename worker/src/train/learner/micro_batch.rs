@@ -5,15 +5,39 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use relabel_config::Compute;
+use tch::Tensor;
 
 use super::Learner;
 use crate::collective::buckets::Ready;
 use crate::data::loader::Batch;
-use crate::model::{image_batch, seeded};
-use crate::torch::{self, TorchError};
-use crate::train::finish::finish;
+use crate::model::seeded;
+use crate::torch::TorchError;
+use crate::train::feed::Sent;
 use crate::train::loss::soft_cross_entropy;
 use crate::train::step::{Ask, StepError};
+
+/// A rank's slice of a batch, on the device.
+#[derive(Clone, Copy)]
+pub(super) struct Slice<'a> {
+    pub batch: &'a Batch,
+    /// f32 `[n, 3, side, side]`.
+    pub images: &'a Tensor,
+    /// f32 `[n, classes]`.
+    pub targets: &'a Tensor,
+}
+
+impl<'a> Slice<'a> {
+    /// `batch` as it was `sent`.
+    pub(super) fn new(batch: &'a Batch, sent: &'a Sent) -> Result<Self, TorchError> {
+        let (images, targets) = sent.arrived()?;
+        Ok(Self { batch, images, targets })
+    }
+
+    /// Its `n` images.
+    pub(super) fn len(self) -> usize {
+        self.batch.sample_ids.len()
+    }
+}
 
 /// What `compute.micro_batch` says, and what was found where it leaves that to the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,21 +72,21 @@ impl MicroBatch {
 }
 
 impl Learner {
-    /// Where `compute.micro_batch` leaves it to the memory: finds, by taking `batch` through, in how few equal parts a
-    /// slice of its size fits. Does nothing where one as large has fitted, or not fitted, before. Leaves values in the
+    /// Where `compute.micro_batch` leaves it to the memory: finds, by taking `slice` through, in how few equal parts one
+    /// of its size fits. Does nothing where one as large has fitted, or not fitted, before. Leaves values in the
     /// gradients; wants the statistics [kept](crate::model::FlatGradients::keep_buffers).
     ///
     /// # Errors
     /// What libtorch throws besides.
-    pub(super) fn find_micro_batch(&mut self, batch: &Batch, ask: Ask, masks: i64) -> Result<(), StepError> {
-        let own = batch.sample_ids.len();
+    pub(super) fn find_micro_batch(&mut self, slice: Slice, ask: Ask, masks: i64) -> Result<(), StepError> {
+        let own = slice.len();
         let MicroBatch::Found { images, bounded } = self.micro_batch else { return Ok(()) };
         if bounded || own <= images {
             return Ok(());
         }
         let parts = fewest(own, |parts| {
             let at_once = own.div_ceil(parts);
-            match seeded(masks, || self.backward(batch, at_once, ask.planned, None)) {
+            match seeded(masks, || self.backward(slice, at_once, ask.planned, None)) {
                 Ok(_) => Ok(true),
                 Err(StepError::Memory { .. }) => Ok(false),
                 Err(error) => Err(error),
@@ -85,32 +109,32 @@ impl Learner {
     /// slice's losses. The last of them complete the gradients, of which `ready` is told.
     pub(super) fn backward(
         &self,
-        batch: &Batch,
+        slice: Slice,
         at_once: usize,
         planned: u64,
         ready: Option<&Arc<Ready>>,
     ) -> Result<f64, StepError> {
-        let own = batch.sample_ids.len();
+        let own = slice.len();
         let mut sum = 0.0;
         for first in (0..own).step_by(at_once) {
             let images = first..own.min(first + at_once);
             let last = images.end == own;
-            sum += self.pass(batch, images, planned, ready.filter(|_| last))?;
+            sum += self.pass(slice, images, planned, ready.filter(|_| last))?;
         }
         Ok(sum)
     }
 
-    /// Forward and backward of these images of `batch`, which tells `ready` of each gradient; returns the sum of their
+    /// Forward and backward of these images of `slice`, which tells `ready` of each gradient; returns the sum of their
     /// losses.
     fn pass(
         &self,
-        batch: &Batch,
+        slice: Slice,
         images: Range<usize>,
         planned: u64,
         ready: Option<&Arc<Ready>>,
     ) -> Result<f64, StepError> {
         let (size, count) = (self.config.data.image_size, images.len());
-        self.losses(batch, images, planned, ready).map_err(|source| match source.is_out_of_memory() {
+        self.losses(slice, images, planned, ready).map_err(|source| match source.is_out_of_memory() {
             true => StepError::Memory { images: count, size, source },
             false => source.into(),
         })
@@ -118,22 +142,13 @@ impl Learner {
 
     fn losses(
         &self,
-        batch: &Batch,
+        slice: Slice,
         images: Range<usize>,
         planned: u64,
         ready: Option<&Arc<Ready>>,
     ) -> Result<f64, TorchError> {
-        let (n, device) = (images.len() as i64, self.model.device());
-        let (size, classes) = (i64::from(self.config.data.image_size), self.model.classes());
-        let targets = part(&batch.targets, &images, classes as usize);
-        let targets = torch::to_device(&torch::from_f32(targets, &[n, classes])?, device)?;
-        let x = match &batch.unfinished {
-            Some(unfinished) => finish(unfinished, images, size, device)?,
-            None => {
-                let pixels = part(&batch.images, &images, (3 * size * size) as usize);
-                torch::to_device(&image_batch(pixels, n, size)?, device)?
-            }
-        };
+        let part = |all: &Tensor| all.f_narrow(0, images.start as i64, images.len() as i64);
+        let (x, targets) = (part(slice.images)?, part(slice.targets)?);
         let loss = soft_cross_entropy(&self.model.forward(&x, true)?, &targets)?;
         let share = loss.f_div_scalar(planned as f64)?;
         let scaled = match self.loss_scale {
@@ -152,12 +167,6 @@ impl Learner {
         // On a GPU this is where what failed there is told.
         Ok(loss.f_double_value(&[])?)
     }
-}
-
-/// Of values of which there are `each` an image, those of `images`, as far as there are any.
-fn part<'a>(values: &'a [f32], images: &Range<usize>, each: usize) -> &'a [f32] {
-    let at = |image: usize| (image * each).min(values.len());
-    &values[at(images.start)..at(images.end)]
 }
 
 /// The least number of parts, from 1 to `most`, that `fits`, which is to be true of all above it too; `most` is not tried.

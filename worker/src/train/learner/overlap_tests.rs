@@ -34,6 +34,17 @@ fn slice(learner: &Learner, first: usize, n: usize) -> Batch {
     }
 }
 
+fn fill(
+    learner: &mut Learner,
+    batch: &Batch,
+    ask: Ask,
+    masks: i64,
+    ready: Option<&Arc<Ready>>,
+) -> Result<(), StepError> {
+    let sent = Sent::new(batch, learner.form())?;
+    learner.fill(Slice::new(batch, &sent)?, ask, masks, ready)
+}
+
 /// All that a step sums, as bits.
 fn buffer(learner: &Learner) -> Vec<f32> {
     let views = learner.gradients.views();
@@ -51,7 +62,8 @@ fn what_ranks_sum_beside_backward_is_the_sum_of_what_each_computes_alone() {
                     learner.gradients.zero();
                     let (first, n) = slices[rank];
                     let masks = masks_seed(learner.config.compute.seed, Position::default(), rank as u32);
-                    learner.fill(&slice(&learner, first, n), ask(5), masks, None).unwrap();
+                    let own = slice(&learner, first, n);
+                    fill(&mut learner, &own, ask(5), masks, None).unwrap();
                     buffer(&learner)
                 })
                 .collect();
@@ -155,7 +167,7 @@ fn a_gradient_that_came_twice_is_an_error() {
     learner.hooks = Some(GradientHooks::install(learner.model.parameters().iter().map(|(_, p)| p)).unwrap());
     let ready = Arc::new(Ready::new(learner.gradients.buckets().clone()));
     ready.arrived(1);
-    let failed = learner.fill(&batch(2), ask(2), 0, Some(&ready)).unwrap_err();
+    let failed = fill(&mut learner, &batch(2), ask(2), 0, Some(&ready)).unwrap_err();
     assert!(matches!(&failed, StepError::Again { parameter, .. } if parameter == "bn1.weight"), "{failed}");
 }
 

@@ -13,6 +13,7 @@ use crate::data::augment::{Augment, EvalTransform};
 use crate::data::cutmix::CutMix;
 use crate::data::loader::{Batch, EvalLoader, EvalPlan, TrainLoader, TrainPlan};
 use crate::eval;
+use crate::train::feed::Feed;
 use crate::train::samples::SampleLog;
 use crate::train::step::{Ask, StepError, Stepped, Update};
 use crate::train::transfer::Tally;
@@ -38,7 +39,7 @@ impl Trainer<'_> {
             }
         }
         self.hold(Some(first));
-        let mut loader = self.train_loader(first, &member.shard)?;
+        let mut feed = Feed::new(self.train_loader(first, &member.shard)?, self.learner.form())?;
         let report_every = if member.reporter { REPORT_EVERY } else { OTHERS_REPORT_EVERY };
         let mut reported = Instant::now();
         let mut began = Instant::now();
@@ -48,12 +49,12 @@ impl Trainer<'_> {
                 Next::Continue => {}
                 next => return Ok(next),
             }
-            let Some(batch) = loader.next() else { break };
-            let batch = batch?;
+            let Some(fed) = feed.next() else { break };
+            let (batch, sent) = fed?;
             let position = Position { epoch: first.epoch, step: batch.step };
             self.note_samples(position, &batch)?;
             let ask = self.ask(generation, position);
-            let stepped = match self.learner.step(&batch, ask, &mut *member.ring) {
+            let stepped = match self.learner.step_with(&batch, &sent, ask, &mut *member.ring) {
                 Ok(stepped) => stepped,
                 Err(StepError::Collective(error)) => {
                     drop(member);
@@ -67,9 +68,9 @@ impl Trainer<'_> {
                 Err(error) => return Err(TrainError::Step(error)),
             };
             self.note_step(position)?;
-            loader.recycle(batch);
+            feed.recycle(batch);
 
-            let wait = loader.waited();
+            let wait = feed.waited();
             self.stepped(position, stepped, began.elapsed(), wait.saturating_sub(waited));
             (began, waited) = (Instant::now(), wait);
             self.do_duties()?;
