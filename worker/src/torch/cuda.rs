@@ -229,7 +229,7 @@ pub fn slice(tensor: &mut Tensor) -> Result<DeviceSlice<'_>, TorchError> {
         }
     };
     // SAFETY: so many values of that kind lie there, and the handle is borrowed exclusively while the slice lives;
-    // libtorch queues what it does with them on the default stream, as nothing here chooses another.
+    // libtorch queues what it does with them on the default stream, for only the thread that sends batches has another.
     Ok(unsafe { slice(tensor.data_ptr() as u64, tensor.numel()) })
 }
 

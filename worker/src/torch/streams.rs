@@ -92,8 +92,8 @@ impl Drop for Mark {
     }
 }
 
-/// A tensor of `shape` on `device` that holds a copy of `bytes`, elements of `kind` in this machine's order. On a GPU it
-/// is there when what this thread queues next is done; this does not wait.
+/// A tensor of `shape` on `device` that holds a copy of `bytes`, elements of `kind` in this machine's order. On a GPU
+/// it is there for what this thread queues next; this does not wait.
 ///
 /// # Errors
 /// The bytes do not fill the shape exactly, or there is no memory left there.

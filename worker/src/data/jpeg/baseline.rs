@@ -122,8 +122,8 @@ impl Baseline {
 }
 
 impl Opened<'_> {
-    /// Decodes `region` of the image at 1 / `shrink` of its size into `pixels`, RGB, row after row. None where something
-    /// is wrong with the image, or the region is not within it or does not begin at a whole MCU.
+    /// Decodes `region` of the image at 1 / `shrink` of its size into `pixels`, RGB, row after row. None where
+    /// something is wrong with the image, or the region is not within it or does not begin at a whole MCU.
     pub(super) fn decode(self, shrink: u32, region: CropBox, pixels: &mut Vec<u8>) -> Option<()> {
         let Baseline { handle, huffman } = self.baseline;
         let CropBox { top, left, height, width } = region;

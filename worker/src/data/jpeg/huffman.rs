@@ -163,8 +163,8 @@ struct Pair {
 const END: u8 = 128;
 
 impl Pair {
-    /// The last of a block, by its mark or by its place: the first coefficient is at `first`, and of the second, if there
-    /// is one, the block has no place. Does not ask which of them is the mark, which nobody could foresee.
+    /// The last of a block, by its mark or by its place: the first coefficient is at `first`, and for the second, if
+    /// there is one, the block has no place. Does not ask which of them is the mark, which nobody could foresee.
     #[inline(always)]
     fn end<'a>(&self, mut bits: Bits<'a>, first: usize, block: &mut Block) -> Option<Bits<'a>> {
         // Where the first is the mark, a 0 where there is one.

@@ -113,7 +113,7 @@ fn blocks(count: usize) -> Vec<Block> {
                 *place = random.random_range(-most..=most);
             }
         }
-        if number % 5 == 0 {
+        if number.is_multiple_of(5) {
             block[63] = most;
         }
         block
@@ -228,7 +228,7 @@ fn what_an_intact_scan_does_not_have_is_refused() {
     // 16 ones are no code.
     let mut none = block(&[0x01]);
     none.put(0xFFFF, 16);
-    assert_eq!(decode(none)[0], false);
+    assert!(!decode(none)[0]);
     // Other markers than the end, and no end.
     for bytes in [&[1, 0xFF, 0xD0, 2, 0xFF, 0xD9][..], &[1, 0xFF, 0xFF, 0xD9], &[1, 2, 3], &[1, 0xFF], &[]] {
         assert!(huffman.scan(bytes, &parts(&dc, &ac)).is_none(), "{bytes:?}");
