@@ -70,12 +70,6 @@ static boolean decode(j_decompress_ptr image, JBLOCKROW *blocks) {
     return TRUE;
 }
 
-static int create(struct relabel_jpeg *self) {
-    if (setjmp(self->given_up)) return 0;
-    jpeg_create_decompress(&self->image);
-    return 1;
-}
-
 struct relabel_jpeg *relabel_jpeg_new(void) {
     struct relabel_jpeg *self = calloc(1, sizeof *self);
     if (!self) return NULL;
@@ -83,9 +77,7 @@ struct relabel_jpeg *relabel_jpeg_new(void) {
     self->errors.error_exit = give_up;
     self->errors.emit_message = complain;
     self->image.client_data = self;
-    if (create(self)) return self;
-    free(self);
-    return NULL;
+    return self;
 }
 
 void relabel_jpeg_free(struct relabel_jpeg *self) {
@@ -110,8 +102,10 @@ static int is_usual(const struct jpeg_decompress_struct *image) {
  * one that is not for this. */
 int relabel_jpeg_open(struct relabel_jpeg *self, const uint8_t *bytes, size_t length, struct header *header) {
     struct jpeg_decompress_struct *image = &self->image;
-    jpeg_abort_decompress(image);
     if (setjmp(self->given_up)) return 0;
+    /* Anew, for libjpeg takes tables that an image lacks from the one before. */
+    jpeg_destroy_decompress(image);
+    jpeg_create_decompress(image);
     jpeg_mem_src(image, bytes, length);
     jpeg_read_header(image, TRUE);
     if (!is_usual(image)) return 0;

@@ -6,7 +6,6 @@ mod huffman;
 mod turbo;
 
 use baseline::Baseline;
-use turbo::Turbo;
 
 use super::cut::{Cut, Pick};
 use super::{CropBox, ImageError, ImageSize};
@@ -31,20 +30,18 @@ pub(super) enum Layout {
 
 /// Decodes one image after the other. Belongs to one thread.
 pub(super) struct Decompressor {
-    /// For the usual.
+    /// For the usual, beside [`turbo`] for everything.
     baseline: Option<Baseline>,
-    /// For everything.
-    turbo: Turbo,
 }
 
 impl Decompressor {
     pub(super) fn new() -> Self {
-        Self { baseline: Baseline::new(), turbo: Turbo::new() }
+        Self { baseline: Baseline::new() }
     }
 
     /// One that leaves everything to libjpeg, from which the other differs in nothing but its speed.
     pub(super) fn of_libjpeg_alone() -> Self {
-        Self { baseline: None, turbo: Turbo::new() }
+        Self { baseline: None }
     }
 
     /// Decodes of the JPEG in `jpeg` what `pick` asks of an image of that size, or a little more, into `pixels`, row
@@ -57,7 +54,7 @@ impl Decompressor {
         pixels: &mut Vec<u8>,
     ) -> Result<(Cut, Layout), ImageError> {
         let Some(opened) = self.baseline.as_mut().and_then(|baseline| baseline.open(jpeg)) else {
-            return self.turbo.decode(jpeg, pick, pixels);
+            return turbo::decode(jpeg, pick, pixels);
         };
         let size = opened.header.size();
         size.check(jpeg.len(), DENSITY)?;
@@ -67,7 +64,7 @@ impl Decompressor {
         if ends(jpeg) && opened.decode(shrink, region, pixels).is_some() {
             return Ok((Cut { size, crop, shrink, region }, Layout::Rgb));
         }
-        self.turbo.decode(jpeg, |_| picked, pixels)
+        turbo::decode(jpeg, |_| picked, pixels)
     }
 }
 

@@ -251,3 +251,40 @@ fn a_damaged_file_is_what_libjpeg_makes_of_it() {
     }
     assert!(refused > 10);
 }
+
+/// `jpeg` without its segments of that kind.
+fn without(jpeg: &[u8], kind: u8) -> Vec<u8> {
+    let (mut kept, mut at) = (jpeg[..2].to_vec(), 2);
+    while jpeg[at + 1] != 0xDA {
+        let end = at + 2 + usize::from(u16::from_be_bytes([jpeg[at + 2], jpeg[at + 3]]));
+        if jpeg[at + 1] != kind {
+            kept.extend(&jpeg[at..end]);
+        }
+        at = end;
+    }
+    [&kept, &jpeg[at..]].concat()
+}
+
+/// libjpeg keeps Huffman and quantization tables for images that have none.
+#[test]
+fn an_image_without_tables_does_not_get_those_of_the_image_before() {
+    let whole = |size| Pick { crop: CropBox::whole(size), shrink: 1 };
+    let of_its_own = compress_with(&[
+        (tj::TJPARAM_TJPARAM_SUBSAMP, tj::TJSAMP_TJSAMP_420 as c_int),
+        (tj::TJPARAM_TJPARAM_OPTIMIZE, 1),
+    ]);
+    for kind in [0xC4, 0xDB] {
+        let lacking = without(&of_its_own, kind);
+        assert!(lacking.len() < of_its_own.len() - 50);
+        for new in [Decompressor::new, Decompressor::of_libjpeg_alone] {
+            let decoded = |decompressor: &mut Decompressor| {
+                let mut pixels = Vec::new();
+                let decoded = decompressor.decode(&lacking, whole, &mut pixels);
+                decoded.map(|_| pixels).map_err(|error| error.to_string())
+            };
+            let mut after = new();
+            after.decode(&of_its_own, whole, &mut Vec::new()).unwrap();
+            assert!(decoded(&mut after) == decoded(&mut new()), "{kind:#x}");
+        }
+    }
+}

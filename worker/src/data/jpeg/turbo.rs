@@ -16,12 +16,6 @@ const MAX_SCANS: c_int = 500;
 /// Width and height of the blocks that an image is coded in, by libjpeg-turbo's number of its subsampling.
 const UNITS: [(u32, u32); 7] = [(8, 8), (16, 8), (16, 16), (8, 8), (8, 16), (32, 8), (8, 32)];
 
-/// A decompressor of one thread. Reused from image to image; made anew after a damaged one, because
-/// libjpeg leaves the state of a failed header behind.
-pub(super) struct Turbo {
-    handle: Option<Handle>,
-}
-
 /// Owns a non-null decompression handle.
 struct Handle(tj::tjhandle);
 
@@ -153,38 +147,14 @@ impl Handle {
     }
 }
 
-impl Turbo {
-    pub(super) fn new() -> Self {
-        Self { handle: None }
-    }
-
-    /// Decodes of the JPEG in `jpeg` what `pick` asks of an image of that size, or a little more, into `pixels`, row
-    /// after row without padding, at libjpeg's accurate settings, those of Pillow. What libjpeg only warns about is let
-    /// through, as Pillow does; a file that ends too early is an error.
-    pub(super) fn decode(
-        &mut self,
-        jpeg: &[u8],
-        pick: impl FnOnce(ImageSize) -> Pick,
-        pixels: &mut Vec<u8>,
-    ) -> Result<(Cut, Layout), ImageError> {
-        let handle = match self.handle.take() {
-            Some(handle) => handle,
-            None => Handle::new()?,
-        };
-        let decoded = decode_with(&handle, jpeg, pick, pixels);
-        if decoded.is_ok() {
-            self.handle = Some(handle);
-        }
-        decoded
-    }
-}
-
-fn decode_with(
-    handle: &Handle,
+/// Decodes of the JPEG in `jpeg` what `pick` asks of an image of that size, or a little more, into `pixels`. By a handle of
+/// its own: libjpeg takes tables that an image lacks from the one before.
+pub(super) fn decode(
     jpeg: &[u8],
     pick: impl FnOnce(ImageSize) -> Pick,
     pixels: &mut Vec<u8>,
 ) -> Result<(Cut, Layout), ImageError> {
+    let handle = Handle::new()?;
     complain(handle.read_header(jpeg), jpeg)?;
     let dimension = |param| u32::try_from(handle.get(param)).unwrap_or(0);
     let size = ImageSize {
