@@ -78,7 +78,9 @@ pub enum Feed {
 
 /// The end of the thread that sends.
 pub struct Ahead {
-    fed: Receiver<Result<Fed, TrainError>>,
+    /// None after the last batch: a thread that is gone without has died.
+    fed: Receiver<Option<Result<Fed, TrainError>>>,
+    ended: bool,
     used: Sender<Batch>,
     /// Ends the loader's threads, and so the one that sends, which is not waited for.
     _closer: Closer,
@@ -109,14 +111,13 @@ impl Feed {
         let feed = move || {
             if let Err(error) = torch::own_stream(form.device) {
                 // Whoever has asked for nothing more has no use for the error either.
-                let _ = send.send(Err(error.into()));
+                let _ = send.send(Some(Err(error.into())));
                 return;
             }
             loop {
                 reused.try_iter().for_each(|batch| loader.recycle(batch));
-                let Some(batch) = loader.next() else { return };
-                let fed = sent(batch, form);
-                let last = fed.is_err();
+                let fed = loader.next().map(|batch| sent(batch, form));
+                let last = !matches!(fed, Some(Ok(_)));
                 if send.send(fed).is_err() || last {
                     return;
                 }
@@ -124,7 +125,7 @@ impl Feed {
         };
         let thread = thread::Builder::new().name("feed".into()).spawn(feed);
         thread.map_err(|source| DataError::Thread { source })?;
-        Ok(Self::Ahead(Ahead { fed, used, _closer: closer, waited: Duration::ZERO }))
+        Ok(Self::Ahead(Ahead { fed, ended: false, used, _closer: closer, waited: Duration::ZERO }))
     }
 
     /// Gives back a batch whose data is no longer needed, so that its memory is used again.
@@ -152,9 +153,16 @@ impl Iterator for Feed {
         match self {
             Self::Plain(loader, form) => loader.next().map(|batch| sent(batch, *form)),
             Self::Ahead(ahead) => {
+                if ahead.ended {
+                    return None;
+                }
                 let asked = Instant::now();
-                let fed = ahead.fed.recv().ok();
+                let fed = ahead.fed.recv().unwrap_or_else(|_| {
+                    let message = "the thread that sends it died".into();
+                    Some(Err(DataError::Panic { what: "a batch".into(), message }.into()))
+                });
                 ahead.waited += asked.elapsed();
+                ahead.ended = !matches!(fed, Some(Ok(_)));
                 fed
             }
         }

@@ -89,3 +89,17 @@ fn nobody_is_left_behind_where_the_feed_is_dropped() {
         }
     }
 }
+
+/// The end of an epoch is not taken from a thread that can no longer tell it.
+#[test]
+fn a_thread_that_died_is_an_error_and_not_the_end() {
+    let root = data();
+    let loader = start(plan(root.path(), JITTERED, 0.0, 0..6));
+    let (_, fed) = mpsc::sync_channel(0);
+    let (used, _) = mpsc::channel();
+    let closer = loader.closer();
+    let mut feed = Feed::Ahead(Ahead { fed, ended: false, used, _closer: closer, waited: Duration::ZERO });
+    let died = feed.next().unwrap().unwrap_err().to_string();
+    assert!(died.contains("died"), "{died}");
+    assert!(feed.next().is_none());
+}

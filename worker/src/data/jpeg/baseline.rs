@@ -5,7 +5,8 @@
 
 use std::ffi::{c_int, c_void};
 
-use super::huffman::{Block, Code, Huffman, Part, Scan};
+use super::huffman::{Block, Code};
+use super::scan::{Huffman, Part, Scan};
 use crate::data::{CropBox, ImageSize};
 
 /// A decompressor of one thread, reused from image to image.

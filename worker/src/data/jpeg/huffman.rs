@@ -1,6 +1,6 @@
-//! The entropy-coded part of a baseline JPEG to the coefficients of its blocks (ITU-T T.81, annex F.2): Huffman codes
-//! and the values behind them, two at a time where both lie in the next [`LOOK`] bits, and more where they are only to
-//! be passed over. Knows bits and blocks; and gives up at whatever an intact file would not have.
+//! The Huffman codes of a baseline JPEG and the values behind them (ITU-T T.81, annex F.2), to the coefficients of a
+//! block: two at a time where both lie in the next [`LOOK`] bits, and more where they are only to be passed over. Gives
+//! up at whatever an intact file would not have. Which blocks come in which order is [`scan`](super::scan)'s.
 
 /// Quantized coefficients of 8 x 8 samples, row after row.
 pub(super) type Block = [i16; 64];
@@ -26,7 +26,7 @@ pub(super) struct Code {
 
 /// Places in a block in the order in which they are coded.
 #[rustfmt::skip]
-const ZIGZAG: [u8; 64] = [
+pub(super) const ZIGZAG: [u8; 64] = [
      0,  1,  8, 16,  9,  2,  3, 10, 17, 24, 32, 25, 18, 11,  4,  5,
     12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13,  6,  7, 14, 21, 28,
     35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51,
@@ -35,8 +35,8 @@ const ZIGZAG: [u8; 64] = [
 
 /// The bytes of a scan, and the bits of them that come next. Passed on by value, to stay in registers.
 #[derive(Clone, Copy)]
-struct Bits<'a> {
-    data: &'a [u8],
+pub(super) struct Bits<'a> {
+    pub data: &'a [u8],
     /// The first byte of which not all bits are in `window`.
     at: usize,
     /// The next bits, from the highest on.
@@ -45,10 +45,15 @@ struct Bits<'a> {
     count: u32,
 }
 
-impl Bits<'_> {
+impl<'a> Bits<'a> {
+    /// All of `data`.
+    pub(super) fn new(data: &'a [u8]) -> Self {
+        Self { data, at: 0, window: 0, count: 0 }
+    }
+
     /// Has 56 bits or more in the window. None where the data is at its end, and what was appended to it.
     #[inline(always)]
-    fn refill(&mut self) -> Option<()> {
+    pub(super) fn refill(&mut self) -> Option<()> {
         let next = self.data.get(self.at..)?.first_chunk()?;
         self.window |= u64::from_be_bytes(*next) >> self.count;
         self.at += ((63 - self.count) >> 3) as usize;
@@ -69,13 +74,15 @@ impl Bits<'_> {
 
     /// The value of `size` bits, 0 to 15: what begins with a 0 is negative.
     #[inline(always)]
-    fn value(&mut self, size: u32) -> i32 {
+    pub(super) fn value(&mut self, size: u32) -> i32 {
         let value = signed(self.window, size);
         self.drop(size);
         value
     }
 
-    fn taken(&self) -> usize {
+    /// Bits that are no longer to come.
+    #[inline(always)]
+    pub(super) fn taken(&self) -> usize {
         self.at * 8 - self.count as usize
     }
 }
@@ -89,7 +96,7 @@ fn signed(window: u64, size: u32) -> i32 {
 }
 
 /// The codes of one table.
-struct Symbols {
+pub(super) struct Symbols {
     /// By the next bits: length and symbol of the code that they begin with, 0 for a longer one.
     short: Box<[(u8, u8); 1 << LOOK]>,
     /// By a code's length: the first 16 bits that are too much for it.
@@ -100,7 +107,7 @@ struct Symbols {
 }
 
 impl Symbols {
-    fn new(code: &Code) -> Self {
+    pub(super) fn new(code: &Code) -> Self {
         let mut short = Box::new([(0, 0); 1 << LOOK]);
         let (mut limits, mut offsets) = ([0; 17], [0; 17]);
         let (mut next, mut place) = (0_u32, 0_usize);
@@ -124,7 +131,7 @@ impl Symbols {
 
     /// The next symbol. The window has 16 bits.
     #[inline(always)]
-    fn read(&self, bits: &mut Bits) -> Option<u8> {
+    pub(super) fn read(&self, bits: &mut Bits) -> Option<u8> {
         let (mut length, mut symbol) = self.short[bits.peek()];
         if length == 0 {
             (length, symbol) = self.long(bits.window)?;
@@ -191,8 +198,8 @@ struct Leap {
 }
 
 /// A table for the coefficients after a block's first.
-struct Coefficients {
-    code: Code,
+pub(super) struct Coefficients {
+    pub code: Code,
     symbols: Symbols,
     pairs: Box<[Pair; 1 << LOOK]>,
     leaps: Box<[Leap; 1 << LOOK]>,
@@ -215,7 +222,7 @@ impl Coded {
 }
 
 impl Coefficients {
-    fn new(code: &Code) -> Self {
+    pub(super) fn new(code: &Code) -> Self {
         let symbols = Symbols::new(code);
         let (mut pairs, mut leaps) =
             (Box::new([Pair::default(); 1 << LOOK]), Box::new([Leap::default(); 1 << LOOK]));
@@ -229,7 +236,7 @@ impl Coefficients {
 
     /// Decodes a block's coefficients but for the first into `block`, where they are 0.
     #[inline(always)]
-    fn read<'a>(&self, mut bits: Bits<'a>, block: &mut Block) -> Option<Bits<'a>> {
+    pub(super) fn read<'a>(&self, mut bits: Bits<'a>, block: &mut Block) -> Option<Bits<'a>> {
         let mut place = 0;
         'block: loop {
             bits.refill()?;
@@ -262,7 +269,7 @@ impl Coefficients {
 
     /// Passes over a block's coefficients but for the first.
     #[inline(always)]
-    fn pass<'a>(&self, mut bits: Bits<'a>) -> Option<Bits<'a>> {
+    pub(super) fn pass<'a>(&self, mut bits: Bits<'a>) -> Option<Bits<'a>> {
         let mut place = 0;
         'block: loop {
             bits.refill()?;
@@ -359,128 +366,3 @@ fn leap(symbols: &Symbols, window: u64) -> Leap {
     }
     leap
 }
-
-/// How a block of an MCU is coded.
-pub(super) struct Part<'a> {
-    /// Which component it is of, 0 to 3, and so from which block its first coefficient differs.
-    pub component: usize,
-    pub dc: &'a Code,
-    pub ac: &'a Code,
-    /// Whether more than the first coefficient is wanted.
-    pub all: bool,
-}
-
-/// The tables of the image before, which most often are those of the next, and its scan's bytes.
-#[derive(Default)]
-pub(super) struct Huffman {
-    dc: Vec<(Code, Symbols)>,
-    ac: Vec<Coefficients>,
-    data: Vec<u8>,
-}
-
-/// Tables that are kept: each of the four of either kind that an image may have, and as many of the image before.
-const KEPT: usize = 8;
-
-impl Huffman {
-    /// Begins a scan of MCUs of `parts`, whose bytes `coded` begins with. None where these are not followed by the
-    /// image's end.
-    pub(super) fn scan(&mut self, coded: &[u8], parts: &[Part]) -> Option<Scan<'_>> {
-        unstuff(coded, &mut self.data)?;
-        if self.dc.len() > KEPT || self.ac.len() > KEPT {
-            self.dc.clear();
-            self.ac.clear();
-        }
-        let mut places = Vec::with_capacity(parts.len());
-        for part in parts {
-            let dc = self.dc.iter().position(|(code, _)| code == part.dc).unwrap_or_else(|| {
-                self.dc.push((part.dc.clone(), Symbols::new(part.dc)));
-                self.dc.len() - 1
-            });
-            let ac = self.ac.iter().position(|table| table.code == *part.ac).unwrap_or_else(|| {
-                self.ac.push(Coefficients::new(part.ac));
-                self.ac.len() - 1
-            });
-            places.push((dc, ac));
-        }
-        let coding = |(part, (dc, ac)): (&Part, (usize, usize))| Coding {
-            component: part.component & 3,
-            dc: &self.dc[dc].1,
-            ac: &self.ac[ac],
-            all: part.all,
-        };
-        let blocks = parts.iter().zip(places).map(coding).collect();
-        let bits = Bits { data: &self.data, at: 0, window: 0, count: 0 };
-        Some(Scan { bits, blocks, before: [0; 4] })
-    }
-}
-
-struct Coding<'a> {
-    component: usize,
-    dc: &'a Symbols,
-    ac: &'a Coefficients,
-    all: bool,
-}
-
-/// A scan that is being decoded, an MCU at a time.
-pub(super) struct Scan<'a> {
-    bits: Bits<'a>,
-    blocks: Vec<Coding<'a>>,
-    /// The first coefficient of each component's last block.
-    before: [i32; 4],
-}
-
-impl Scan<'_> {
-    /// Blocks of an MCU.
-    pub(super) fn blocks(&self) -> usize {
-        self.blocks.len()
-    }
-
-    /// Decodes the next MCU into `mcu`, all zeros, or passes over it. None where it is damaged, or not there; then no
-    /// more can be said of what follows.
-    pub(super) fn next(&mut self, mut mcu: Option<&mut [Block]>) -> Option<()> {
-        let mut bits = self.bits;
-        for (number, Coding { component, dc, ac, all }) in self.blocks.iter().enumerate() {
-            bits.refill()?;
-            let size = u32::from(dc.read(&mut bits)?);
-            let first = &mut self.before[*component];
-            // Larger sizes are not for images of 8 bits, and refused by libjpeg.
-            *first = first.wrapping_add(bits.value(size.min(15)));
-            match mcu.as_mut().map(|mcu| &mut mcu[number]) {
-                Some(block) => {
-                    block[0] = *first as i16;
-                    bits = if *all { ac.read(bits, block)? } else { ac.pass(bits)? };
-                }
-                None => bits = ac.pass(bits)?,
-            }
-        }
-        self.bits = bits;
-        (bits.taken() <= (bits.data.len() - BEYOND) * 8).then_some(())
-    }
-}
-
-/// Zeros after a scan's bytes, so that the last can be looked at as any other: a window of them, and one to refill it.
-const BEYOND: usize = 16;
-
-/// The bytes that `coded` begins with, up to the image's end, without the zero that follows each 0xFF among them. None
-/// where another marker comes first, or no end.
-fn unstuff(coded: &[u8], data: &mut Vec<u8>) -> Option<()> {
-    data.clear();
-    data.reserve(coded.len() + BEYOND);
-    let mut rest = coded;
-    loop {
-        let (plain, from) = rest.split_at(memchr::memchr(0xFF, rest)?);
-        data.extend_from_slice(plain);
-        match from.get(1)? {
-            0x00 => data.push(0xFF),
-            0xD9 => break,
-            _ => return None,
-        }
-        rest = &from[2..];
-    }
-    data.extend_from_slice(&[0; BEYOND]);
-    Some(())
-}
-
-#[cfg(test)]
-#[path = "huffman_tests.rs"]
-mod tests;

@@ -3,6 +3,7 @@
 
 mod baseline;
 mod huffman;
+mod scan;
 mod turbo;
 
 use baseline::Baseline;

@@ -4,6 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
+use crate::data::jpeg::huffman::ZIGZAG;
 
 /// A table of these numbers of codes of each length, for symbols in this order.
 fn code(lengths: [u8; 16], symbols: impl Iterator<Item = u8>) -> Code {
