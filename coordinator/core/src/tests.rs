@@ -57,6 +57,22 @@ pub(crate) fn dataset() -> Dataset {
     }
 }
 
+/// What a rank says of the step at `position`.
+fn report(position: Position) -> StepReport {
+    StepReport {
+        position,
+        loss: 1.0,
+        learning_rate: 0.1,
+        samples: 10,
+        skipped: 0,
+        duration: Duration::ZERO,
+        data_wait: Duration::ZERO,
+        epoch_loss_sum: 1.0,
+        epoch_samples: 1,
+        loss_scale: None,
+    }
+}
+
 fn at(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }

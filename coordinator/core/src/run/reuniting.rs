@@ -61,6 +61,7 @@ impl Run {
         ));
         self.formations.trained_at = Some(self.now);
         self.epoch_began = self.now;
+        self.show_heard();
         let Position { epoch, step } = furthest;
         if epoch >= self.settings.epochs {
             return self.save_and_finish();
@@ -71,7 +72,7 @@ impl Run {
             self.shown = Some(furthest);
             return self.begin_at_the_end(epoch);
         }
-        if step >= self.steps_per_epoch() {
+        if step >= self.steps_per_epoch() && self.shown.is_none() {
             self.observe(Observation::Started { position: furthest });
         }
         // Those at the end of the epoch say so once more, and what its steps were like.

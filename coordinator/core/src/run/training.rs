@@ -70,10 +70,16 @@ impl Run {
             return;
         }
         let end = self.steps_per_epoch();
+        // A reporter that was given another's state at the end of an epoch does not know what led to it.
+        let leads_there =
+            steps.last().is_some_and(|step| self.after(step.position) == self.as_saved(position));
         let Phase::Training { epoch, done } = &mut self.phase else {
-            if matches!(self.phase, Phase::Gathering { .. }) {
+            match self.phase {
                 // The steps before the generation ends in good order.
-                self.hear(steps);
+                Phase::Gathering { .. } => self.hear(steps),
+                // What one that is back has done meanwhile: it says it once, and may be back before the others are.
+                Phase::Reuniting { .. } if leads_there => self.hear(steps),
+                _ => {}
             }
             return;
         };
@@ -82,9 +88,6 @@ impl Run {
             done.insert(worker);
         }
         let complete = done.len() == self.ring.len();
-        // A reporter that was given another's state at the end of an epoch does not know what led to it.
-        let leads_there =
-            steps.last().is_some_and(|step| self.after(step.position) == self.as_saved(position));
         if self.shown.is_some() || leads_there {
             self.show(steps);
         }

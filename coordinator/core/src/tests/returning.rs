@@ -11,21 +11,35 @@ fn held(generation: u64, held: Position) -> FromWorker {
     FromWorker::Held { generation, held, steps: vec![], reason, blamed: None }
 }
 
-fn back(worker: u64, generation: u64, in_ring: bool, held: Position) -> Event {
-    let standing = Standing {
+/// Rank 0 of one.
+fn standing(generation: u64, in_ring: bool, held: Position) -> Standing {
+    Standing {
         run_id: "run".into(),
         generation: Generation(generation),
         rank: Rank(0),
         world: 1,
         in_ring,
         held: Some(held),
-    };
+    }
+}
+
+fn back(worker: u64, generation: u64, in_ring: bool, held: Position) -> Event {
+    let standing = standing(generation, in_ring, held);
     let hello = Hello { standing: Some(standing), ..hello(1, Some(0)) };
     Event::Joined { worker: WorkerId(worker), hello }
 }
 
 fn at_step(step: u64) -> Position {
     Position { epoch: 0, step }
+}
+
+/// Which steps of the epoch are shown.
+fn shown(commands: &[Command]) -> Vec<u64> {
+    let step = |c: &Command| match c {
+        Command::Observe(Observation::Step(step)) => Some(step.position.step),
+        _ => None,
+    };
+    commands.iter().filter_map(step).collect()
 }
 
 fn written(epoch: u32, step: u64) -> Written {
@@ -125,25 +139,37 @@ fn a_step_that_a_worker_was_given_leaves_no_gap_in_what_is_shown() {
     ];
     let mut run = Run::new(settings(1), History::replay(&facts));
     run.handle(at(0), back(1, 1, false, at_step(6)));
-    let report = |step| StepReport {
-        position: at_step(step),
-        loss: 1.0,
-        learning_rate: 0.1,
-        samples: 10,
-        skipped: 0,
-        duration: Duration::ZERO,
-        data_wait: Duration::ZERO,
-        epoch_loss_sum: 1.0,
-        epoch_samples: 1,
-        loss_scale: None,
-    };
-    run.show(&[0, 1, 4, 5].map(report));
+    run.show(&[0, 1, 4, 5].map(at_step).map(report));
     let commands = run.handle(at(0), Event::Tick);
-    let shown = |c: &Command| match c {
-        Command::Observe(Observation::Step(step)) => Some(step.position.step),
-        _ => None,
+    assert_eq!(shown(&commands), [4, 5]);
+}
+
+#[test]
+fn what_a_worker_says_before_the_others_are_back_is_shown() {
+    let facts = [
+        Fact::Agreed { dataset: dataset() },
+        Fact::Formed { generation: Generation(1), world: 2, position: Position::default() },
+    ];
+    let mut run = Run::new(settings(2), History::replay(&facts));
+    let is_back = |rank: u32, held: Position| {
+        let standing = Standing { rank: Rank(rank), world: 2, ..standing(1, true, held) };
+        let instance = u64::from(rank) + 1;
+        Event::Joined {
+            worker: WorkerId(instance),
+            hello: Hello { standing: Some(standing), ..hello(instance, Some(rank)) },
+        }
     };
-    assert_eq!(commands.iter().filter_map(shown).collect::<Vec<_>>(), [4, 5]);
+    let progress = |steps: std::ops::Range<u64>| FromWorker::Progress {
+        generation: Generation(1),
+        position: at_step(steps.end),
+        steps: steps.map(at_step).map(report).collect(),
+        pace: Pace::default(),
+    };
+    run.handle(at(0), is_back(0, at_step(5)));
+    say(&mut run, 1, progress(0..5));
+    let mut commands = run.handle(at(0), is_back(1, at_step(6)));
+    commands.extend(say(&mut run, 1, progress(5..7)));
+    assert_eq!(shown(&commands), [0, 1, 2, 3, 4, 5, 6]);
 }
 
 #[test]

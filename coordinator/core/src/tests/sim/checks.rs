@@ -13,12 +13,16 @@ pub(super) struct Checks {
     states: BTreeMap<Generation, State>,
     /// The step that must be shown next.
     expected: Option<Position>,
+    /// The same when the coordinator died, where the generation is gone on with as it was.
+    expected_before: Option<Position>,
     /// Epochs whose numbers count, and all that have ever been validated.
     validated: BTreeSet<u32>,
     ever_validated: BTreeSet<u32>,
     may_again: Vec<u32>,
     /// The generation that is about to be formed goes on from here: it may not be the furthest state that there was.
     goes_on_from: Option<Position>,
+    /// This life of the coordinator has found the generation as it left it, and has shown nothing yet.
+    taken_up: bool,
     /// When a stop was asked for; none within where it was asked for once more.
     pub stopped_at: Option<Option<u64>>,
     /// When this life of the coordinator was first asked to make way.
@@ -38,10 +42,12 @@ impl Checks {
             formed: BTreeSet::new(),
             states: BTreeMap::new(),
             expected: None,
+            expected_before: None,
             validated: BTreeSet::new(),
             ever_validated: BTreeSet::new(),
             may_again: Vec::new(),
             goes_on_from: None,
+            taken_up: false,
             stopped_at: None,
             hand_over_asked: None,
             damaged: false,
@@ -52,7 +58,8 @@ impl Checks {
 
     pub fn restarted(&mut self) {
         self.seats.clear();
-        (self.expected, self.goes_on_from) = (None, None);
+        self.expected_before = self.expected.take();
+        (self.goes_on_from, self.taken_up) = (None, false);
         (self.stopped_at, self.hand_over_asked) = (None, None);
     }
 
@@ -83,6 +90,7 @@ impl Checks {
             Fact::Formed { generation, .. } => {
                 let new = self.formed.insert(*generation);
                 assert!(new, "seed {}: generation {generation} is formed once", self.seed);
+                self.taken_up = false;
                 if let Some(position) = self.goes_on_from.take() {
                     self.validated.retain(|epoch| *epoch < position.epoch);
                 }
@@ -101,11 +109,22 @@ impl Checks {
     pub fn observed(&mut self, observation: &Observation) {
         let seed = self.seed;
         match observation {
+            Observation::Note(words) if words.starts_with("going on as before") => self.taken_up = true,
             Observation::Started { position } => {
                 self.trained = true;
                 self.expected = Some(following(*position));
             }
             Observation::Step(step) => {
+                let before = self.expected_before.take();
+                if std::mem::take(&mut self.taken_up)
+                    && let Some(before) = before
+                {
+                    assert!(
+                        step.position <= before,
+                        "seed {seed}: {} is shown after {before}",
+                        step.position
+                    );
+                }
                 let expected = self.expected;
                 assert_eq!(Some(step.position), expected, "seed {seed}: steps are shown once and in order");
                 self.expected = Some(following(Position { step: step.position.step + 1, ..step.position }));

@@ -355,7 +355,8 @@ impl World {
         }
         let first = worker.formation.as_ref().is_some_and(|formation| formation.rank == Rank(0));
         let skip = worker.recent.len() - worker.unreported;
-        let steps = if first { worker.recent.iter().skip(skip).map(report).collect() } else { Vec::new() };
+        let steps =
+            if first { worker.recent.iter().skip(skip).copied().map(report).collect() } else { Vec::new() };
         worker.unreported = 0;
         let (generation, pace) = (worker.generation, std::mem::take(&mut worker.pace));
         self.report(id, FromWorker::Progress { generation, position, steps, pace });
@@ -379,7 +380,7 @@ impl World {
         self.stop_waiting(id);
         let worker = self.worker(id);
         worker.work = Work::Idle;
-        let steps = worker.recent.iter().map(report).collect();
+        let steps = worker.recent.iter().copied().map(report).collect();
         let (generation, held) = (worker.generation, worker.held);
         self.stand(id);
         self.report(id, FromWorker::Held { generation, held, steps, reason: "ring".into(), blamed });
@@ -448,19 +449,4 @@ impl World {
 
 fn blake3_of(state: State) -> String {
     format!("{:016x}", state.bits)
-}
-
-fn report(position: &Position) -> StepReport {
-    StepReport {
-        position: *position,
-        loss: 1.0,
-        learning_rate: 0.1,
-        samples: 10,
-        skipped: 0,
-        duration: Duration::ZERO,
-        data_wait: Duration::ZERO,
-        epoch_loss_sum: 1.0,
-        epoch_samples: 1,
-        loss_scale: None,
-    }
 }
