@@ -97,7 +97,12 @@ impl Run {
         self.failed_writers.remove(&worker);
         self.persist(Fact::Committed { written: written.clone() });
         self.observe(Observation::Checkpoint(written));
-        let files = checkpoint::retired(&self.history, self.settings.keep_checkpoints);
+        let mut files = checkpoint::retired(&self.history, self.settings.keep_checkpoints);
+        if let Phase::Forming { position, .. } = self.phase {
+            // It may be being restored, by a generation that knew of none further: the next to be written retires it.
+            let read = self.history.checkpoints.iter().find(|written| written.position == position);
+            files.retain(|file| read.is_none_or(|read| read.file != *file));
+        }
         if !files.is_empty() {
             self.persist(Fact::Retired { files: files.clone() });
             self.send(worker, ToWorker::Remove { files });

@@ -241,12 +241,13 @@ impl World {
             (_, Link::Away { .. }) => return self.try_again(id),
             (_, Link::Up(_)) => {}
         }
-        worker.connected = None;
+        let believed = worker.connected.take().zip(worker.held);
         let outside = status == Status::PutOut;
         worker.put_out = if outside { worker.put_out + 1 } else { 0 };
         let (first, longest) = if outside { (1000, 300_000) } else { (100, 2000) };
         let pause = (first << worker.put_out.min(8)).min(longest);
         worker.link = Link::Away { since: now, pause, longest, attempt: None, token };
+        self.believed.extend(believed);
         self.after(pause, Due::Dial(id, token));
         self.leave_while_away(id);
     }

@@ -70,7 +70,7 @@ pub(super) struct World {
     pub disk: BTreeMap<String, File>,
     pub workers: BTreeMap<u64, Worker>,
     pub streams: BTreeMap<u64, Stream>,
-    /// What killed processes held, by their streams: the coordinator may not know yet that they are gone.
+    /// What processes held when their streams ended, by stream: the coordinator may not know yet that it has.
     pub believed: BTreeMap<u64, Position>,
     pub rings: BTreeMap<Generation, Ring>,
     /// Pairs of hosts between which nothing passes; 0 is the coordinator's.
