@@ -13,6 +13,7 @@ use super::decode::RgbImage;
 use super::jitter::{self, Blend, LANES};
 use super::pillow::Resampler;
 use super::rng::KeyedRng;
+use super::streaming::stream;
 use super::{CropBox, ImageError, ImageSize};
 
 pub use super::jitter::Step;
@@ -276,28 +277,31 @@ impl Input {
         let (scale, shift) = normalization(light);
         let side = self.side as usize;
         let channels = jitter::channels(&self.planes);
-        for row in rows {
-            let out = &mut out[(row * side + columns.start) * 3..(row * side + columns.end) * 3];
-            for (number, out) in out.chunks_mut(3 * LANES).enumerate() {
-                let (column, length) = (columns.start + number * LANES, out.len() / 3);
-                let first = row * side + if flip { side - column - length } else { column };
-                let blocks = channels.map(|channel| &channel[first..first + length]);
-                let mut colours = jitter::read(blocks, flip);
-                for blend in &self.blends {
-                    blend.apply(&mut colours);
-                }
-                let mut floats = [0.0; 3 * LANES];
-                for lane in 0..LANES {
-                    for channel in 0..3 {
-                        floats[lane * 3 + channel] = colours[channel][lane] * scale[channel] + shift[channel];
+        stream(out, |out| {
+            for row in rows {
+                for column in columns.clone().step_by(LANES) {
+                    let length = LANES.min(columns.end - column);
+                    let first = row * side + if flip { side - column - length } else { column };
+                    let blocks = channels.map(|channel| &channel[first..first + length]);
+                    let mut colours = jitter::read(blocks, flip);
+                    for blend in &self.blends {
+                        blend.apply(&mut colours);
+                    }
+                    let mut floats = [0.0; 3 * LANES];
+                    for lane in 0..LANES {
+                        for channel in 0..3 {
+                            floats[lane * 3 + channel] =
+                                colours[channel][lane] * scale[channel] + shift[channel];
+                        }
+                    }
+                    let start = (row * side + column) * 3;
+                    match length == LANES {
+                        true => out.put(start, &floats),
+                        false => out.put_some(start, &floats[..3 * length]),
                     }
                 }
-                match <&mut [f32; 3 * LANES]>::try_from(&mut *out) {
-                    Ok(whole) => *whole = floats,
-                    Err(_) => out.copy_from_slice(&floats[..out.len()]),
-                }
             }
-        }
+        });
     }
 
     /// Its bytes, RGB `[3, side, side]`, and what is still to be done to them.

@@ -22,6 +22,7 @@ pub mod order;
 mod pillow;
 mod pool;
 pub mod rng;
+mod streaming;
 pub mod unfinished;
 pub mod whole;
 
