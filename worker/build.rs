@@ -63,7 +63,8 @@ fn shim() {
     }
     loops.file("src/torch/normalize.cpp").compile("relabel_torch_loops");
     shim.files(
-        ["shim", "precision", "layouts", "hooks", "streams"].map(|name| format!("src/torch/{name}.cpp")),
+        ["shim", "precision", "layouts", "hooks", "small_maps", "streams"]
+            .map(|name| format!("src/torch/{name}.cpp")),
     )
     .compile("relabel_torch_shim");
 }

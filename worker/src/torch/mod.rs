@@ -1,6 +1,6 @@
 //! What tch does not expose of libtorch, behind a safe face: memory formats, gradients that are views
 //! of one buffer, when each of them is there, tensors read and written as slices, the fused SGD kernel, a fused BatchNorm,
-//! mixed precision, streams of a GPU, and TorchScript modules with all their tensors.
+//! convolutions to small maps, mixed precision, streams of a GPU, and TorchScript modules with all their tensors.
 //!
 //! This is the one module of the worker that talks to C++ (`*.cpp`); everything here may be called
 //! from safe code with any tensor, and what does not fit is a [`TorchError`].
@@ -26,6 +26,9 @@ mod normalize;
 mod normalize_tests;
 mod precision;
 mod script;
+mod small_maps;
+#[cfg(test)]
+mod small_maps_tests;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -37,6 +40,7 @@ pub use normalize::{BatchNorm, batch_norm};
 pub(crate) use precision::layouts;
 pub use precision::{autocast, compute_deterministically, prepare, unscale};
 pub use script::{ScriptModule, ScriptTensor};
+pub use small_maps::convolve_small_map;
 pub use streams::{Mark, own_stream, send};
 
 /// Why libtorch did not do what it was asked.

@@ -1,0 +1,163 @@
+// Convolutions to maps of a few pixels, in channels_last memory on the CPU, as matrix products over the batch. oneDNN's go
+// along the rows of a map, of which there is next to nothing here, and multiply by the padding.
+
+#include <ATen/Functions.h>
+#include <ATen/autocast_mode.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "guarded.h"
+
+namespace {
+
+// Pixels of a map beyond which the products are too many, each of the same few rows: there oneDNN is as fast.
+constexpr int64_t kMost = 4;
+
+// `count` pixels side by side of the images, from `image` on, that meet as many of the kernel, from `kernel` on, in the
+// output's pixel `out`. In memory each such row is one after the other with all its channels.
+struct Run {
+  int64_t image, kernel, out, count;
+};
+
+struct Shape {
+  int64_t batch, inputs, height, width, outputs, kernel_height, kernel_width, stride, padding;
+
+  int64_t out(int64_t side, int64_t kernel) const { return (side + 2 * padding - kernel) / stride + 1; }
+  int64_t out_height() const { return out(height, kernel_height); }
+  int64_t out_width() const { return out(width, kernel_width); }
+
+  std::vector<Run> runs() const {
+    std::vector<Run> runs;
+    for (int64_t y = 0; y < out_height(); ++y) {
+      for (int64_t x = 0; x < out_width(); ++x) {
+        // The kernel's columns that lie within the image.
+        const int64_t left = x * stride - padding;
+        const int64_t first = std::max<int64_t>(0, -left), end = std::min(kernel_width, width - left);
+        for (int64_t k = 0; k < kernel_height; ++k) {
+          const int64_t row = y * stride - padding + k;
+          if (row < 0 || row >= height || end <= first) continue;
+          runs.push_back({row * width + left + first, k * kernel_width + first, y * out_width() + x, end - first});
+        }
+      }
+    }
+    return runs;
+  }
+};
+
+Shape shape_of(const at::Tensor& x, const at::Tensor& weight, int64_t stride, int64_t padding) {
+  return {x.size(0), x.size(1), x.size(2), x.size(3), weight.size(0), weight.size(2), weight.size(3), stride, padding};
+}
+
+// [N, C, H, W] in channels_last memory, as it lies there: [N, H * W * C].
+at::Tensor flat(const at::Tensor& images) {
+  const int64_t each = images.numel() / images.size(0);
+  return images.as_strided({images.size(0), each}, {each, 1});
+}
+
+// Where what becomes `images` is added up: in f32, and where it is f32, in its own memory.
+at::Tensor sums_of(const at::Tensor& images) {
+  at::Tensor to = flat(images);
+  return to.scalar_type() == at::kFloat ? to.zero_() : at::zeros(to.sizes(), to.options().dtype(at::kFloat));
+}
+
+void add_product(const at::Tensor& sums, const at::Tensor& a, const at::Tensor& b) {
+  if (a.scalar_type() == sums.scalar_type()) {
+    sums.addmm_(a, b);
+  } else {
+    sums.add_(at::mm(a, b));
+  }
+}
+
+void finish(const at::Tensor& sums, const at::Tensor& images) {
+  if (sums.scalar_type() != images.scalar_type()) flat(images).copy_(sums);
+}
+
+struct Convolve : torch::autograd::Function<Convolve> {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
+                            int64_t stride, int64_t padding) {
+    // The products are of what they are given.
+    c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    const Shape shape = shape_of(x, weight, stride, padding);
+    const int64_t inputs = shape.inputs, outputs = shape.outputs;
+    const at::Tensor y = at::empty({shape.batch, outputs, shape.out_height(), shape.out_width()},
+                                   x.options().memory_format(at::MemoryFormat::ChannelsLast));
+    const at::Tensor images = flat(x), kernels = flat(weight), sums = sums_of(y);
+    for (const Run& run : shape.runs()) {
+      const at::Tensor from = images.narrow(1, run.image * inputs, run.count * inputs);
+      const at::Tensor by = kernels.narrow(1, run.kernel * inputs, run.count * inputs);
+      add_product(sums.narrow(1, run.out * outputs, outputs), from, by.t());
+    }
+    finish(sums, y);
+    context->save_for_backward({x, weight});
+    context->saved_data["stride"] = stride;
+    context->saved_data["padding"] = padding;
+    return y;
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list gradients) {
+    c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    const auto saved = context->get_saved_variables();
+    const at::Tensor &x = saved[0], &weight = saved[1];
+    const Shape shape = shape_of(x, weight, context->saved_data["stride"].toInt(), context->saved_data["padding"].toInt());
+    const int64_t inputs = shape.inputs, outputs = shape.outputs;
+    const at::Tensor dy = flat(gradients[0].to(x.scalar_type()).contiguous(at::MemoryFormat::ChannelsLast));
+    at::Tensor dx, d_weight;
+    if (context->needs_input_grad(0)) {
+      dx = at::empty_like(x, {}, at::MemoryFormat::ChannelsLast);
+      const at::Tensor kernels = flat(weight), sums = sums_of(dx);
+      for (const Run& run : shape.runs()) {
+        const at::Tensor by = kernels.narrow(1, run.kernel * inputs, run.count * inputs);
+        add_product(sums.narrow(1, run.image * inputs, run.count * inputs), dy.narrow(1, run.out * outputs, outputs), by);
+      }
+      finish(sums, dx);
+    }
+    if (context->needs_input_grad(1)) {
+      d_weight = at::empty_like(weight, {}, at::MemoryFormat::ChannelsLast);
+      const at::Tensor images = flat(x), sums = sums_of(d_weight);
+      for (const Run& run : shape.runs()) {
+        const at::Tensor from = images.narrow(1, run.image * inputs, run.count * inputs);
+        add_product(sums.narrow(1, run.kernel * inputs, run.count * inputs),
+                    dy.narrow(1, run.out * outputs, outputs).t(), from);
+      }
+      finish(sums, d_weight);
+    }
+    return {dx, d_weight, {}, {}};
+  }
+};
+
+// What the convolution computes in: under autocast as libtorch's own.
+at::Tensor cast(const at::Tensor& tensor) {
+  if (!at::autocast::is_autocast_enabled(at::kCPU)) return tensor;
+  return at::autocast::cached_cast(at::autocast::get_autocast_dtype(at::kCPU), tensor, at::kCPU);
+}
+
+bool fits(const at::Tensor& tensor) {
+  return tensor.is_cpu() && tensor.dim() == 4 && tensor.numel() > 0 &&
+         tensor.is_contiguous(at::MemoryFormat::ChannelsLast);
+}
+
+}  // namespace
+
+extern "C" {
+
+// `out` stays null where the tensors are none that this can do, or would gain nothing.
+char* relabel_torch_convolve_small_map(const at::Tensor* x, const at::Tensor* weight, int64_t stride, int64_t padding,
+                                       at::Tensor** out) {
+  return guarded([&] {
+    *out = nullptr;
+    if (!fits(*x) || !fits(*weight) || x->size(1) != weight->size(1)) return;
+    const Shape shape = shape_of(*x, *weight, stride, padding);
+    const bool one_pixel = shape.kernel_height * shape.kernel_width == 1;
+    const int64_t height = shape.out_height(), width = shape.out_width();
+    if (one_pixel || height < 1 || width < 1 || height * width > kMost) return;
+    const at::Tensor images = cast(*x), kernels = cast(*weight);
+    const at::ScalarType type = images.scalar_type();
+    if (kernels.scalar_type() != type || (type != at::kFloat && type != at::kBFloat16)) return;
+    *out = new at::Tensor(Convolve::apply(images, kernels, stride, padding));
+  });
+}
+
+}  // extern "C"
