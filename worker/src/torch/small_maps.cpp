@@ -56,40 +56,19 @@ at::Tensor flat(const at::Tensor& images) {
   return images.as_strided({images.size(0), each}, {each, 1});
 }
 
-// Where what becomes `images` is added up: in f32, and where it is f32, in its own memory.
-at::Tensor sums_of(const at::Tensor& images) {
-  at::Tensor to = flat(images);
-  return to.scalar_type() == at::kFloat ? to.zero_() : at::zeros(to.sizes(), to.options().dtype(at::kFloat));
-}
-
-void add_product(const at::Tensor& sums, const at::Tensor& a, const at::Tensor& b) {
-  if (a.scalar_type() == sums.scalar_type()) {
-    sums.addmm_(a, b);
-  } else {
-    sums.add_(at::mm(a, b));
-  }
-}
-
-void finish(const at::Tensor& sums, const at::Tensor& images) {
-  if (sums.scalar_type() != images.scalar_type()) flat(images).copy_(sums);
-}
-
 struct Convolve : torch::autograd::Function<Convolve> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
                             int64_t stride, int64_t padding) {
-    // The products are of what they are given.
-    c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const Shape shape = shape_of(x, weight, stride, padding);
     const int64_t inputs = shape.inputs, outputs = shape.outputs;
     const at::Tensor y = at::empty({shape.batch, outputs, shape.out_height(), shape.out_width()},
                                    x.options().memory_format(at::MemoryFormat::ChannelsLast));
-    const at::Tensor images = flat(x), kernels = flat(weight), sums = sums_of(y);
+    const at::Tensor images = flat(x), kernels = flat(weight), sums = flat(y).zero_();
     for (const Run& run : shape.runs()) {
       const at::Tensor from = images.narrow(1, run.image * inputs, run.count * inputs);
       const at::Tensor by = kernels.narrow(1, run.kernel * inputs, run.count * inputs);
-      add_product(sums.narrow(1, run.out * outputs, outputs), from, by.t());
+      sums.narrow(1, run.out * outputs, outputs).addmm_(from, by.t());
     }
-    finish(sums, y);
     context->save_for_backward({x, weight});
     context->saved_data["stride"] = stride;
     context->saved_data["padding"] = padding;
@@ -98,44 +77,35 @@ struct Convolve : torch::autograd::Function<Convolve> {
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list gradients) {
-    c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const auto saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1];
     const Shape shape = shape_of(x, weight, context->saved_data["stride"].toInt(), context->saved_data["padding"].toInt());
     const int64_t inputs = shape.inputs, outputs = shape.outputs;
-    const at::Tensor dy = flat(gradients[0].to(x.scalar_type()).contiguous(at::MemoryFormat::ChannelsLast));
+    const at::Tensor dy = flat(gradients[0].contiguous(at::MemoryFormat::ChannelsLast));
     at::Tensor dx, d_weight;
     if (context->needs_input_grad(0)) {
       dx = at::empty_like(x, {}, at::MemoryFormat::ChannelsLast);
-      const at::Tensor kernels = flat(weight), sums = sums_of(dx);
+      const at::Tensor kernels = flat(weight), sums = flat(dx).zero_();
       for (const Run& run : shape.runs()) {
         const at::Tensor by = kernels.narrow(1, run.kernel * inputs, run.count * inputs);
-        add_product(sums.narrow(1, run.image * inputs, run.count * inputs), dy.narrow(1, run.out * outputs, outputs), by);
+        sums.narrow(1, run.image * inputs, run.count * inputs).addmm_(dy.narrow(1, run.out * outputs, outputs), by);
       }
-      finish(sums, dx);
     }
     if (context->needs_input_grad(1)) {
       d_weight = at::empty_like(weight, {}, at::MemoryFormat::ChannelsLast);
-      const at::Tensor images = flat(x), sums = sums_of(d_weight);
+      const at::Tensor images = flat(x), sums = flat(d_weight).zero_();
       for (const Run& run : shape.runs()) {
         const at::Tensor from = images.narrow(1, run.image * inputs, run.count * inputs);
-        add_product(sums.narrow(1, run.kernel * inputs, run.count * inputs),
-                    dy.narrow(1, run.out * outputs, outputs).t(), from);
+        sums.narrow(1, run.kernel * inputs, run.count * inputs)
+            .addmm_(dy.narrow(1, run.out * outputs, outputs).t(), from);
       }
-      finish(sums, d_weight);
     }
     return {dx, d_weight, {}, {}};
   }
 };
 
-// What the convolution computes in: under autocast as libtorch's own.
-at::Tensor cast(const at::Tensor& tensor) {
-  if (!at::autocast::is_autocast_enabled(at::kCPU)) return tensor;
-  return at::autocast::cached_cast(at::autocast::get_autocast_dtype(at::kCPU), tensor, at::kCPU);
-}
-
 bool fits(const at::Tensor& tensor) {
-  return tensor.is_cpu() && tensor.dim() == 4 && tensor.numel() > 0 &&
+  return tensor.is_cpu() && tensor.scalar_type() == at::kFloat && tensor.dim() == 4 && tensor.numel() > 0 &&
          tensor.is_contiguous(at::MemoryFormat::ChannelsLast);
 }
 
@@ -148,15 +118,14 @@ char* relabel_torch_convolve_small_map(const at::Tensor* x, const at::Tensor* we
                                        at::Tensor** out) {
   return guarded([&] {
     *out = nullptr;
+    // In bf16 oneDNN rounds once what these products would round after each.
+    if (at::autocast::is_autocast_enabled(at::kCPU)) return;
     if (!fits(*x) || !fits(*weight) || x->size(1) != weight->size(1)) return;
     const Shape shape = shape_of(*x, *weight, stride, padding);
     const bool one_pixel = shape.kernel_height * shape.kernel_width == 1;
     const int64_t height = shape.out_height(), width = shape.out_width();
     if (one_pixel || height < 1 || width < 1 || height * width > kMost) return;
-    const at::Tensor images = cast(*x), kernels = cast(*weight);
-    const at::ScalarType type = images.scalar_type();
-    if (kernels.scalar_type() != type || (type != at::kFloat && type != at::kBFloat16)) return;
-    *out = new at::Tensor(Convolve::apply(images, kernels, stride, padding));
+    *out = new at::Tensor(Convolve::apply(*x, *weight, stride, padding));
   });
 }
 

@@ -18,9 +18,8 @@ unsafe extern "C" {
 }
 
 /// The convolution of `x`, `[B, in, H, W]`, with `weight`, `[out, in, kernel, kernel]`, and its backward pass, as matrix
-/// products; under autocast in its precision, bf16 added up in f32. None, and nothing done, where libtorch's own would
-/// be as fast, or this cannot do it: both have to lie in channels_last memory on the CPU, in f32 or bf16, and the output
-/// to have four pixels an image at most.
+/// products. None, and nothing done, where libtorch's own would be as fast, or this cannot do it: both have to lie in
+/// channels_last memory on the CPU in f32, without autocast, and the output to have four pixels an image at most.
 ///
 /// # Errors
 /// What libtorch throws.

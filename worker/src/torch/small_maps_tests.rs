@@ -32,54 +32,36 @@ fn all_of(x: &Tensor, weight: &Tensor, convolve: impl FnOnce() -> Tensor) -> [Te
 
 #[test]
 fn output_and_gradients_equal_libtorchs() {
-    for (kind, bound) in [(Kind::Float, 2e-6), (Kind::BFloat16, 8e-3)] {
-        // Height and width of an image, side of the kernel, stride.
-        for (sides, kernel, stride) in [
-            ([2, 2], 3, 1),
-            ([4, 4], 3, 2),
-            ([3, 3], 3, 2),
-            ([1, 1], 3, 1),
-            ([1, 4], 3, 1),
-            ([4, 1], 3, 1),
-            ([2, 2], 7, 1),
-            ([5, 7], 5, 4),
-            ([8, 3], 2, 4),
-        ] {
-            for batch in [1, 7] {
-                let x = drawn(1, [batch, 6, sides[0], sides[1]], kind);
-                let weight = drawn(2, [5, 6, kernel, kernel], kind);
-                let padding = kernel / 2;
-                let found = all_of(&x, &weight, || {
-                    convolve_small_map(&x, &weight, stride, padding).unwrap().unwrap()
-                });
-                let (x, weight) = (in_f64(&x), in_f64(&weight));
-                let right = all_of(&x, &weight, || {
-                    x.conv2d(&weight, None::<Tensor>, [stride; 2], [padding; 2], [1, 1], 1)
-                });
-                for (name, (found, right)) in ["y", "dx", "dw"].into_iter().zip(found.iter().zip(&right)) {
-                    let what = format!("{name} of {batch} x {sides:?} by {kernel} / {stride} in {kind:?}");
-                    assert_eq!(found.kind(), kind, "{what}");
-                    assert!(is_channels_last(found), "{what}");
-                    assert!(difference(found, right) < bound, "{what}: {:e}", difference(found, right));
-                }
+    let (kind, bound) = (Kind::Float, 2e-6);
+    // Height and width of an image, side of the kernel, stride.
+    for (sides, kernel, stride) in [
+        ([2, 2], 3, 1),
+        ([4, 4], 3, 2),
+        ([3, 3], 3, 2),
+        ([1, 1], 3, 1),
+        ([1, 4], 3, 1),
+        ([4, 1], 3, 1),
+        ([2, 2], 7, 1),
+        ([5, 7], 5, 4),
+        ([8, 3], 2, 4),
+    ] {
+        for batch in [1, 7] {
+            let x = drawn(1, [batch, 6, sides[0], sides[1]], kind);
+            let weight = drawn(2, [5, 6, kernel, kernel], kind);
+            let padding = kernel / 2;
+            let found =
+                all_of(&x, &weight, || convolve_small_map(&x, &weight, stride, padding).unwrap().unwrap());
+            let (x, weight) = (in_f64(&x), in_f64(&weight));
+            let right = all_of(&x, &weight, || {
+                x.conv2d(&weight, None::<Tensor>, [stride; 2], [padding; 2], [1, 1], 1)
+            });
+            for (name, (found, right)) in ["y", "dx", "dw"].into_iter().zip(found.iter().zip(&right)) {
+                let what = format!("{name} of {batch} x {sides:?} by {kernel} / {stride} in {kind:?}");
+                assert_eq!(found.kind(), kind, "{what}");
+                assert!(is_channels_last(found), "{what}");
+                assert!(difference(found, right) < bound, "{what}: {:e}", difference(found, right));
             }
         }
-    }
-}
-
-#[test]
-fn autocast_reaches_it() {
-    let (x, weight) = (drawn(1, [4, 6, 2, 2], Kind::Float), drawn(2, [5, 6, 3, 3], Kind::Float));
-    let [y, dx, dw] = all_of(&x, &weight, || {
-        autocast(Device::Cpu, Precision::Bf16, || convolve_small_map(&x, &weight, 1, 1).unwrap().unwrap())
-    });
-    let kinds = [y.kind(), dx.kind(), dw.kind()];
-    assert_eq!(kinds, [Kind::BFloat16, Kind::Float, Kind::Float]);
-    let (x, weight) = (in_f64(&x), in_f64(&weight));
-    let right = all_of(&x, &weight, || x.conv2d(&weight, None::<Tensor>, [1, 1], [1, 1], [1, 1], 1));
-    for (found, right) in [y, dx, dw].iter().zip(&right) {
-        let difference = difference(found, right);
-        assert!(difference > 1e-5 && difference < 2e-2, "{difference:e}");
     }
 }
 
@@ -101,7 +83,9 @@ fn it_is_left_to_libtorch_where_it_cannot_be_done_or_gains_nothing() {
     assert!(!done(&x.contiguous(), &weight), "rows");
     assert!(!done(&x, &weight.contiguous()), "rows of the kernel");
     assert!(!done(&x.to_kind(Kind::Double), &weight.to_kind(Kind::Double)), "f64");
-    assert!(!done(&x, &weight.to_kind(Kind::BFloat16)), "two kinds");
+    assert!(!done(&x.to_kind(Kind::BFloat16), &weight.to_kind(Kind::BFloat16)), "bf16");
+    let in_bf16 = autocast(Device::Cpu, Precision::Bf16, || done(&x, &weight));
+    assert!(!in_bf16, "autocast");
     assert!(!done(&x, &drawn(2, [5, 3, 3, 3], Kind::Float)), "other channels, of groups for one");
     assert!(!done(&drawn(1, [4, 6, 2, 3], Kind::Float), &weight), "six pixels");
     assert!(!done(&x, &drawn(2, [5, 6, 1, 1], Kind::Float)), "a kernel of one pixel, padded to sixteen");
