@@ -7,9 +7,9 @@ use super::*;
 use crate::model::seeded;
 
 /// Values in channels_last memory.
-fn drawn(seed: i64, [n, channels, height, width]: [i64; 4], kind: Kind) -> Tensor {
+fn drawn(seed: i64, [n, channels, height, width]: [i64; 4]) -> Tensor {
     let rows = seeded(seed, || Tensor::randn([n, height, width, channels], (Kind::Float, Device::Cpu)));
-    rows.permute([0, 3, 1, 2]).to_kind(kind).set_requires_grad(true)
+    rows.permute([0, 3, 1, 2]).set_requires_grad(true)
 }
 
 /// The largest difference of `found` from `right`, as a part of the largest value.
@@ -25,14 +25,13 @@ fn in_f64(tensor: &Tensor) -> Tensor {
 /// The output and both gradients of `convolve`, where what comes from above is no constant.
 fn all_of(x: &Tensor, weight: &Tensor, convolve: impl FnOnce() -> Tensor) -> [Tensor; 3] {
     let y = convolve();
-    let above = drawn(3, <[i64; 4]>::try_from(y.size()).unwrap(), Kind::Float).detach();
+    let above = drawn(3, <[i64; 4]>::try_from(y.size()).unwrap()).detach();
     (y.to_kind(Kind::Double) * above).sum(Kind::Double).backward();
     [y.detach(), x.grad(), weight.grad()]
 }
 
 #[test]
 fn output_and_gradients_equal_libtorchs() {
-    let (kind, bound) = (Kind::Float, 2e-6);
     // Height and width of an image, side of the kernel, stride.
     for (sides, kernel, stride) in [
         ([2, 2], 3, 1),
@@ -46,8 +45,8 @@ fn output_and_gradients_equal_libtorchs() {
         ([8, 3], 2, 4),
     ] {
         for batch in [1, 7] {
-            let x = drawn(1, [batch, 6, sides[0], sides[1]], kind);
-            let weight = drawn(2, [5, 6, kernel, kernel], kind);
+            let x = drawn(1, [batch, 6, sides[0], sides[1]]);
+            let weight = drawn(2, [5, 6, kernel, kernel]);
             let padding = kernel / 2;
             let found =
                 all_of(&x, &weight, || convolve_small_map(&x, &weight, stride, padding).unwrap().unwrap());
@@ -56,10 +55,10 @@ fn output_and_gradients_equal_libtorchs() {
                 x.conv2d(&weight, None::<Tensor>, [stride; 2], [padding; 2], [1, 1], 1)
             });
             for (name, (found, right)) in ["y", "dx", "dw"].into_iter().zip(found.iter().zip(&right)) {
-                let what = format!("{name} of {batch} x {sides:?} by {kernel} / {stride} in {kind:?}");
-                assert_eq!(found.kind(), kind, "{what}");
+                let what = format!("{name} of {batch} x {sides:?} by {kernel} / {stride}");
+                assert_eq!(found.kind(), Kind::Float, "{what}");
                 assert!(is_channels_last(found), "{what}");
-                assert!(difference(found, right) < bound, "{what}: {:e}", difference(found, right));
+                assert!(difference(found, right) < 2e-6, "{what}: {:e}", difference(found, right));
             }
         }
     }
@@ -67,7 +66,7 @@ fn output_and_gradients_equal_libtorchs() {
 
 #[test]
 fn what_needs_no_gradient_gets_none() {
-    let (x, weight) = (drawn(1, [4, 6, 2, 2], Kind::Float).detach(), drawn(2, [5, 6, 3, 3], Kind::Float));
+    let (x, weight) = (drawn(1, [4, 6, 2, 2]).detach(), drawn(2, [5, 6, 3, 3]));
     let y = convolve_small_map(&x, &weight, 1, 1).unwrap().unwrap();
     y.sum(Kind::Float).backward();
     assert!(weight.grad().defined() && !x.grad().defined());
@@ -77,7 +76,7 @@ fn what_needs_no_gradient_gets_none() {
 
 #[test]
 fn it_is_left_to_libtorch_where_it_cannot_be_done_or_gains_nothing() {
-    let (x, weight) = (drawn(1, [4, 6, 2, 2], Kind::Float), drawn(2, [5, 6, 3, 3], Kind::Float));
+    let (x, weight) = (drawn(1, [4, 6, 2, 2]), drawn(2, [5, 6, 3, 3]));
     let done = |x: &Tensor, weight: &Tensor| convolve_small_map(x, weight, 1, 1).unwrap().is_some();
     assert!(done(&x, &weight));
     assert!(!done(&x.contiguous(), &weight), "rows");
@@ -86,12 +85,9 @@ fn it_is_left_to_libtorch_where_it_cannot_be_done_or_gains_nothing() {
     assert!(!done(&x.to_kind(Kind::BFloat16), &weight.to_kind(Kind::BFloat16)), "bf16");
     let in_bf16 = autocast(Device::Cpu, Precision::Bf16, || done(&x, &weight));
     assert!(!in_bf16, "autocast");
-    assert!(!done(&x, &drawn(2, [5, 3, 3, 3], Kind::Float)), "other channels, of groups for one");
-    assert!(!done(&drawn(1, [4, 6, 2, 3], Kind::Float), &weight), "six pixels");
-    assert!(!done(&x, &drawn(2, [5, 6, 1, 1], Kind::Float)), "a kernel of one pixel, padded to sixteen");
-    assert!(
-        convolve_small_map(&x, &drawn(2, [5, 6, 1, 1], Kind::Float), 1, 0).unwrap().is_none(),
-        "one pixel"
-    );
+    assert!(!done(&x, &drawn(2, [5, 3, 3, 3])), "other channels, of groups for one");
+    assert!(!done(&drawn(1, [4, 6, 2, 3]), &weight), "six pixels");
+    assert!(!done(&x, &drawn(2, [5, 6, 1, 1])), "a kernel of one pixel, padded to sixteen");
+    assert!(convolve_small_map(&x, &drawn(2, [5, 6, 1, 1]), 1, 0).unwrap().is_none(), "one pixel");
     assert!(convolve_small_map(&x, &weight, 1, 0).unwrap().is_none(), "a kernel larger than the image");
 }

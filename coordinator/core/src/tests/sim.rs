@@ -155,7 +155,7 @@ fn the_same_seed_gives_the_same_trace() {
 fn seeds_that_once_failed() {
     for seed in [
         75, 77, 234, 633, 964, 999, 1764, 2036, 3789, 6656, 8468, 11282, 11978, 26961, 95662, 156615, 164767,
-        191815,
+        191815, 202855, 231283,
     ] {
         World::new(seed, false).play();
     }
