@@ -4,9 +4,10 @@ Needs torch, torchvision and safetensors, and the built example:
 
     python tests/parity/precision.py --program target/release/examples/parity
 
-20 steps of a ResNet-18 with SGD from weights of the same seed, on the CPU. In fp16 some batches have targets so large that the
-gradient overflows. Where GradScaler leaves an update out PyTorch keeps the batch's BatchNorm statistics; the worker does not, and
-so neither does the comparison. The scales have to be equal after each of 20,000 steps of which some overflow, by chance. Exits
+20 steps of a ResNet-18 with SGD from weights of the same seed, on the CPU; in fp16 with small images, for some processors have no
+fast convolutions of it. In fp16 some batches have targets so large that the gradient overflows; on some processors others overflow
+as well, in PyTorch too. Where GradScaler leaves an update out PyTorch keeps the batch's BatchNorm statistics; the worker does not,
+and so neither does the comparison. The scales have to be equal after each of 20,000 steps of which some overflow, by chance. Exits
 with 1 if anything is further apart than the tolerance.
 """
 
@@ -21,7 +22,7 @@ import torch
 import torchvision
 from safetensors.torch import load_file, save_file
 
-from curve import ARCH, BATCH, CLASSES, PER_EPOCH, SEED, SIZE, STEPS, WARMUP_EPOCHS, distance, rate
+from curve import ARCH, CLASSES, PER_EPOCH, SEED, STEPS, WARMUP_EPOCHS, batches, distance, rate
 
 LR, WD = 0.01, 1e-4
 # Steps whose targets are too large for a gradient of float16, and how large they are.
@@ -59,11 +60,9 @@ def train(images, targets, dtype):
 def curves(program, folder, tolerance):
     """How many of the two curves differ."""
     given, out = folder / "given.safetensors", folder / "out.safetensors"
-    generator = torch.Generator().manual_seed(5)
-    images = torch.randn(STEPS, BATCH, SIZE, SIZE, 3, generator=generator)
-    targets = (3 * torch.randn(STEPS, BATCH, CLASSES, generator=generator)).softmax(-1)
     failed = 0
-    for name, dtype in [("bf16", torch.bfloat16), ("fp16", torch.float16)]:
+    for name, dtype, size in [("bf16", torch.bfloat16, 64), ("fp16", torch.float16, 32)]:
+        images, targets = batches(size)
         if dtype == torch.float16:
             for step, factor in OVERFLOWS.items():
                 targets[step] *= factor
@@ -82,9 +81,9 @@ def curves(program, folder, tolerance):
         what = ", ".join(f"{part} {d:.1e}" for part, d in apart.items())
         if dtype == torch.float16:
             overflowed = [step for step in range(STEPS) if scales[step] < ([65536.0] + scales.tolist())[step]]
-            assert overflowed == list(OVERFLOWS), overflowed
+            assert set(OVERFLOWS) <= set(overflowed), overflowed
             ok &= found["loss_scale"].tolist() == scales.tolist()
-            what += f", scale {scales[0]:.0f} to {scales[-1]:.0f} after {len(OVERFLOWS)} overflows"
+            what += f", scale {scales[0]:.0f} to {scales[-1]:.0f} after {len(overflowed)} overflows"
         print(f"{STEPS} steps in {name}: largest differences: {what}  {'ok' if ok else 'FAILED'}")
         failed += not ok
     return failed
