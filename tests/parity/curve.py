@@ -81,7 +81,8 @@ def train(images, targets, case):
     if case["optimizer"] == "adamp":
         optimizer = AdamPAnyMemory(groups, lr=1.0, betas=(0.9, 0.999), nesterov=True)
     else:
-        optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9, nesterov=True)
+        # Fused, as the worker's: it rounds the last elements of some tensors otherwise.
+        optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9, nesterov=True, fused=True)
     losses = []
     model.train()
     for step in range(STEPS):
