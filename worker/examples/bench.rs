@@ -14,7 +14,7 @@ use worker::collective::{AbortHandle, Solo};
 use worker::data::augment::{Augment, FinishOn, Input, STD, Scaler};
 use worker::data::crop::random_resized_crop;
 use worker::data::cutmix::CutMix;
-use worker::data::decode::{Decoder, RgbImage};
+use worker::data::decode::{Decoder, Part};
 use worker::data::index::Split;
 use worker::data::loader::{Batch, TrainLoader, TrainPlan};
 use worker::data::rng::KeyedRng;
@@ -198,11 +198,11 @@ fn decode_crops(args: &Crops) -> Result<(usize, f64)> {
     let mut files = vec![Vec::new(); split.len()];
     files.iter_mut().zip(0..).try_for_each(|(file, id)| split.location(id).read(file))?;
     let augment = Augment::from_config(&Data::default());
-    let (mut decoder, mut image) = (args.decoder(), RgbImage::empty());
+    let (mut decoder, mut part) = (args.decoder(), Part::default());
     let mut decode = |number: u32| {
         let mut rng = KeyedRng::of_sample(1, number / samples, number % samples);
         let file = &files[(number % samples) as usize];
-        decoder.decode_part(file, |size| augment.draw_crop(size, &mut rng), &mut image)
+        decoder.decode_part(file, |size| augment.draw_crop(size, &mut rng), &mut part)
     };
     (0..samples).try_for_each(|number| decode(number).map(drop))?;
     let began = Instant::now();
@@ -216,7 +216,7 @@ fn compare_crops(args: &Crops) -> Result<()> {
     let samples = split.len() as u32;
     let defaults = Augment::from_config(&Data::default());
     let floats = Input::floats(defaults.image_size);
-    let (mut decoder, mut image) = (args.decoder(), RgbImage::empty());
+    let (mut decoder, mut part) = (args.decoder(), Part::default());
     let mut scaler = Scaler::default();
     let (mut sum, mut worst) = (0.0, 0.0_f64);
     for number in 0..args.images {
@@ -225,9 +225,9 @@ fn compare_crops(args: &Crops) -> Result<()> {
             let mut rng = KeyedRng::of_sample(1, number / samples, number % samples);
             let location = split.location(number % samples);
             let cut =
-                decoder.decode_file_part(&location, |size| augment.draw_crop(size, &mut rng), &mut image)?;
+                decoder.decode_file_part(&location, |size| augment.draw_crop(size, &mut rng), &mut part)?;
             let mut pixels = vec![0.0; floats];
-            augment.apply(&image, &cut, &mut rng, &mut scaler, Vec::new())?.write(&mut pixels);
+            augment.apply(&part, &cut, &mut rng, &mut scaler, Vec::new())?.write(&mut pixels);
             Ok(pixels)
         });
         for (at, (fast, exact)) in fast?.into_iter().zip(exact?).enumerate() {

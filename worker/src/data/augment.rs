@@ -3,20 +3,18 @@
 
 use std::ops::Range;
 
-use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
-
 use super::crop::{EvalGeometry, eval_geometry, random_resized_crop};
 use super::cut::{Cut, Pick};
-use super::decode::RgbImage;
+use super::decode::{Part, RgbImage};
 use super::jitter::{self, Blend, LANES};
-use super::pillow::Resampler;
+use super::resample::Window;
+use super::resize::apart;
 use super::rng::KeyedRng;
 use super::streaming::stream;
 use super::{CropBox, ImageError, ImageSize};
 
 pub use super::jitter::Step;
+pub use super::resize::Scaler;
 pub use relabel_config::{FinishOn, Resize};
 
 /// ImageNet's mean and standard deviation of red, green and blue, of values in [0, 1].
@@ -55,8 +53,8 @@ impl Augment {
         }
     }
 
-    /// The box of an image of size `image` that `apply` is to take, decoded as small as the input allows. The first
-    /// draws from a sample's `rng`.
+    /// The box of an image of size `image` that `apply` is to take, decoded as small as the input allows, and no further than
+    /// to its components where they may be resized first. The first draws from a sample's `rng`.
     pub fn draw_crop(&self, image: ImageSize, rng: &mut KeyedRng) -> Pick {
         let crop = random_resized_crop(image, self.min_area, rng);
         let fits = |shrink: &u32| crop.width.min(crop.height) / shrink >= self.image_size;
@@ -64,20 +62,20 @@ impl Augment {
             Resize::Fast => [8, 4, 2].into_iter().find(fits).unwrap_or(1),
             Resize::Exact => 1,
         };
-        Pick { crop, shrink }
+        Pick { crop, shrink, components: self.resize == Resize::Fast }
     }
 
-    /// Takes `cut` out of `image`, resizes it, and draws flip, jitter and lighting from `rng`. `planes` is a
+    /// Takes `cut` out of `part`, resizes it, and draws flip, jitter and lighting from `rng`. `planes` is a
     /// buffer to be used again.
     pub fn apply(
         &self,
-        image: &RgbImage,
+        part: &Part,
         cut: &Cut,
         rng: &mut KeyedRng,
         scaler: &mut Scaler,
         planes: Vec<u8>,
     ) -> Result<Input, ImageError> {
-        let planes = apart(scaler.resize_cut(image, cut, self.image_size, self.resize)?, planes);
+        let planes = scaler.resize_cut(part, cut, self.image_size, self.resize, planes)?;
         let flip = rng.below(2) == 1;
         let steps = (self.color_jitter > 0.0).then(|| jitter::draw(self.color_jitter, rng));
         let light = if self.lighting > 0.0 { draw_lighting(self.lighting, rng) } else { [0.0; 3] };
@@ -109,8 +107,8 @@ impl EvalTransform {
         let geometry = eval_geometry(image.size, self.image_size, self.crop_ratio);
         if self.resize == Resize::Exact {
             let EvalGeometry { resized, crop } = geometry;
-            scaler.exact.resize(image, CropBox::whole(image.size), resized, crop, &mut scaler.pixels)?;
-            return Ok(Input::plain(self.image_size, &scaler.pixels, planes));
+            let planes = scaler.exactly(image, CropBox::whole(image.size), resized, crop, planes)?;
+            return Ok(Input::of(self.image_size, planes));
         }
         // Only the part of the image that the centre is made of is resized, with the whole around it
         // for the filter to see, which gives the same pixels as cutting afterwards.
@@ -121,9 +119,14 @@ impl EvalTransform {
         };
         let (left, width) = along(image.size.width, geometry.resized.width, geometry.crop.left);
         let (top, height) = along(image.size.height, geometry.resized.height, geometry.crop.top);
-        let options = bilinear().crop(left, top, width, height);
-        let pixels = scaler.resize(&view(image)?, self.image_size, &options)?;
-        Ok(Input::plain(self.image_size, pixels, planes))
+        let planes = scaler.fast(
+            image,
+            CropBox::whole(image.size),
+            Window { left, top, width, height },
+            self.image_size,
+            planes,
+        )?;
+        Ok(Input::of(self.image_size, planes))
     }
 }
 
@@ -131,90 +134,6 @@ impl EvalTransform {
 fn draw_lighting(deviation: f64, rng: &mut KeyedRng) -> [f32; 3] {
     let weights = PCA_VALUES.map(|value| value * deviation * rng.normal());
     PCA_VECTORS.map(|row| row.iter().zip(weights).map(|(vector, weight)| vector * weight).sum::<f64>() as f32)
-}
-
-/// Resizes with Pillow's antialiased bilinear filter: `fast` with SIMD instructions and 16-bit weights, a few
-/// 255ths from Pillow at most, `exact` to Pillow's last bit. Keeps its buffers; belongs to one thread.
-#[derive(Debug, Default)]
-pub struct Scaler {
-    resizer: Resizer,
-    exact: Resampler,
-    /// What was resized last, RGB, row after row.
-    pixels: Vec<u8>,
-}
-
-impl Scaler {
-    /// The box of `cut`, of which `image` holds the region, as a square of `side` pixels. Pixels beyond the box have no
-    /// part in it, as when cutting comes first, but for the edges of an image that was decoded smaller. RGB, row after
-    /// row.
-    pub fn resize_cut(
-        &mut self,
-        image: &RgbImage,
-        cut: &Cut,
-        side: u32,
-        resize: Resize,
-    ) -> Result<&[u8], ImageError> {
-        let Cut { crop, shrink, region, .. } = *cut;
-        if shrink > 1 {
-            // Its edges lie between pixels by now.
-            let along = |start: u32, length: u32, first: u32, side: u32| {
-                let start = f64::from(start) / f64::from(shrink) - f64::from(first);
-                (start, (f64::from(length) / f64::from(shrink)).min(f64::from(side) - start))
-            };
-            let (left, width) = along(crop.left, crop.width, region.left, image.size.width);
-            let (top, height) = along(crop.top, crop.height, region.top, image.size.height);
-            return self.resize(&view(image)?, side, &bilinear().crop(left, top, width, height));
-        }
-        let outside = || cannot_resize("the crop lies outside of what was decoded");
-        let crop = CropBox {
-            top: crop.top.checked_sub(region.top).ok_or_else(outside)?,
-            left: crop.left.checked_sub(region.left).ok_or_else(outside)?,
-            ..crop
-        };
-        if resize == Resize::Exact {
-            let to = ImageSize { width: side, height: side };
-            self.exact.resize(image, crop, to, CropBox::whole(to), &mut self.pixels)?;
-            return Ok(&self.pixels);
-        }
-        let whole = view(image)?;
-        let CropBox { left, top, width, height } = crop;
-        let cut = TypedCroppedImage::from_ref(&whole, left, top, width, height).map_err(cannot_resize)?;
-        self.resize(&cut, side, &bilinear())
-    }
-
-    fn resize(
-        &mut self,
-        source: &impl ImageView<Pixel = U8x3>,
-        side: u32,
-        options: &ResizeOptions,
-    ) -> Result<&[u8], ImageError> {
-        self.pixels.resize(side as usize * side as usize * 3, 0);
-        let mut resized = TypedImage::from_buffer(side, side, &mut self.pixels).map_err(cannot_resize)?;
-        // Typed: the untyped call would compile every pixel type there is into this crate, for minutes.
-        self.resizer.resize_typed(source, &mut resized, options).map_err(cannot_resize)?;
-        Ok(&self.pixels)
-    }
-}
-
-/// RGB pixels, row after row, as `[3, H, W]` in the buffer `planes`.
-fn apart(pixels: &[u8], mut planes: Vec<u8>) -> Vec<u8> {
-    planes.clear();
-    for channel in 0..3 {
-        planes.extend(pixels.iter().skip(channel).step_by(3));
-    }
-    planes
-}
-
-fn bilinear() -> ResizeOptions {
-    ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
-}
-
-fn view(image: &RgbImage) -> Result<TypedImageRef<'_, U8x3>, ImageError> {
-    TypedImageRef::from_buffer(image.size.width, image.size.height, &image.pixels).map_err(cannot_resize)
-}
-
-fn cannot_resize(error: impl std::fmt::Display) -> ImageError {
-    ImageError::Resize(error.to_string())
 }
 
 /// An image ready to be written as floats: its bytes and what one pass is still to do to them. Kept as
@@ -249,7 +168,11 @@ pub fn normalization(light: [f32; 3]) -> ([f32; 3], [f32; 3]) {
 impl Input {
     /// `pixels`, RGB `[side, side, 3]`, that only remain to be normalized. `planes` is a buffer to be used again.
     pub fn plain(side: u32, pixels: &[u8], planes: Vec<u8>) -> Self {
-        Self { side, planes: apart(pixels, planes), finishing: Finishing::default(), blends: Vec::new() }
+        Self::of(side, apart(pixels, planes))
+    }
+
+    fn of(side: u32, planes: Vec<u8>) -> Self {
+        Self { side, planes, finishing: Finishing::default(), blends: Vec::new() }
     }
 
     /// Floats that one input of side `side` takes.

@@ -7,6 +7,15 @@ use super::{CropBox, ImageSize};
 pub struct Pick {
     pub crop: CropBox,
     pub shrink: u32,
+    /// The components of a JPEG rather than colours, where it has them.
+    pub components: bool,
+}
+
+impl Pick {
+    /// In colours.
+    pub fn rgb(crop: CropBox, shrink: u32) -> Self {
+        Self { crop, shrink, components: false }
+    }
 }
 
 /// A box in an image, and where it is in what was decoded of it: the pixels of `region` of the image at 1 / `shrink` of

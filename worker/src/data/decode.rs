@@ -4,13 +4,14 @@
 
 use std::io::Cursor;
 
+use super::components::Components;
 use super::cut::{Cut, Pick};
 use super::jpeg::{Decompressor, Layout};
 use super::location::Location;
 use super::{CropBox, ImageError, ImageSize};
 
 /// A decoded image: `pixels` holds `height` rows of `width` pixels of 3 bytes, red, green, blue.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RgbImage {
     pub size: ImageSize,
     pub pixels: Vec<u8>,
@@ -19,7 +20,34 @@ pub struct RgbImage {
 impl RgbImage {
     /// An image without pixels, to be decoded into.
     pub fn empty() -> Self {
-        Self { size: ImageSize { width: 0, height: 0 }, pixels: Vec::new() }
+        Self::default()
+    }
+}
+
+/// What was decoded of an image for a crop. Keeps its buffers for the next.
+#[derive(Debug, Clone, Default)]
+pub struct Part {
+    image: RgbImage,
+    components: Components,
+    apart: bool,
+}
+
+/// What a [`Part`] holds.
+#[derive(Debug, Clone, Copy)]
+pub enum Pixels<'a> {
+    Rgb(&'a RgbImage),
+    Components(&'a Components),
+}
+
+impl Part {
+    pub fn pixels(&self) -> Pixels<'_> {
+        if self.apart { Pixels::Components(&self.components) } else { Pixels::Rgb(&self.image) }
+    }
+}
+
+impl From<RgbImage> for Part {
+    fn from(image: RgbImage) -> Self {
+        Self { image, ..Self::default() }
     }
 }
 
@@ -46,20 +74,28 @@ impl Decoder {
 
     /// Decodes the file at `location` into `image`. After an error `image` holds nothing of use.
     pub fn decode_file(&mut self, location: &Location, image: &mut RgbImage) -> Result<(), ImageError> {
-        self.decode_file_part(location, all, image).map(drop)
+        self.of_file(location, |decoder, file| decoder.decode(file, image))
     }
 
     /// Decodes of the file at `location` what `pick` asks of an image of that size, and a little around it where that is
-    /// less work than the whole. The values are those of the whole image; `shrink` is followed for JPEGs alone.
+    /// less work than the whole. The values are those of the whole image; what it asks of JPEGs is left out of others.
     pub fn decode_file_part(
         &mut self,
         location: &Location,
         pick: impl FnOnce(ImageSize) -> Pick,
-        image: &mut RgbImage,
+        part: &mut Part,
     ) -> Result<Cut, ImageError> {
+        self.of_file(location, |decoder, file| decoder.decode_part(file, pick, part))
+    }
+
+    fn of_file<T>(
+        &mut self,
+        location: &Location,
+        decode: impl FnOnce(&mut Self, &[u8]) -> Result<T, ImageError>,
+    ) -> Result<T, ImageError> {
         let mut file = std::mem::take(&mut self.file);
         let read = location.read(&mut file).map_err(ImageError::Read);
-        let decoded = read.and_then(|()| self.decode_part(&file, pick, image));
+        let decoded = read.and_then(|()| decode(self, &file));
         self.file = file;
         decoded
     }
@@ -67,7 +103,10 @@ impl Decoder {
     /// Decodes `bytes`, the content of a JPEG or PNG file, into `image`: greyscale is repeated in the three
     /// channels, alpha is dropped, CMYK is converted as Pillow does.
     pub fn decode(&mut self, bytes: &[u8], image: &mut RgbImage) -> Result<(), ImageError> {
-        self.decode_part(bytes, all, image).map(drop)
+        let mut part = Part::from(std::mem::take(image));
+        let decoded = self.decode_part(bytes, all, &mut part);
+        *image = part.image;
+        decoded.map(drop)
     }
 
     /// As [`Self::decode_file_part`], of a file's content.
@@ -75,15 +114,17 @@ impl Decoder {
         &mut self,
         bytes: &[u8],
         pick: impl FnOnce(ImageSize) -> Pick,
-        image: &mut RgbImage,
+        part: &mut Part,
     ) -> Result<Cut, ImageError> {
+        part.apart = false;
         if bytes.is_empty() {
             Err(ImageError::Empty)
         } else if bytes.starts_with(&[0xFF, 0xD8, 0xFF]) {
-            self.decode_jpeg(bytes, pick, image)
+            self.decode_jpeg(bytes, pick, part)
         } else if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
-            decode_png(bytes, image)?;
-            Ok(Cut::of_whole(image.size, pick(image.size).crop))
+            decode_png(bytes, &mut part.image)?;
+            let size = part.image.size;
+            Ok(Cut::of_whole(size, pick(size).crop))
         } else {
             let first: Vec<String> = bytes.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
             Err(ImageError::NotAnImage(first.join(" ")))
@@ -94,9 +135,11 @@ impl Decoder {
         &mut self,
         bytes: &[u8],
         pick: impl FnOnce(ImageSize) -> Pick,
-        image: &mut RgbImage,
+        part: &mut Part,
     ) -> Result<Cut, ImageError> {
-        let (cut, layout) = self.jpeg.decode(bytes, pick, &mut image.pixels)?;
+        let Part { image, components, apart } = part;
+        let (cut, layout) = self.jpeg.decode(bytes, pick, &mut image.pixels, components)?;
+        *apart = layout == Layout::Components;
         image.size = ImageSize { width: cut.region.width, height: cut.region.height };
         if layout == Layout::Cmyk {
             std::mem::swap(&mut self.inks, &mut image.pixels);
@@ -111,7 +154,7 @@ impl Decoder {
 }
 
 fn all(size: ImageSize) -> Pick {
-    Pick { crop: CropBox::whole(size), shrink: 1 }
+    Pick::rgb(CropBox::whole(size), 1)
 }
 
 impl Default for Decoder {

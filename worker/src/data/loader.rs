@@ -14,7 +14,7 @@ pub use train::{Batch, TrainLoader, TrainPlan};
 
 use super::DataError;
 use super::augment::{EvalTransform, Input, Scaler};
-use super::decode::{Decoder, RgbImage};
+use super::decode::{Decoder, Part, RgbImage};
 use super::index::Split;
 use super::pool::{Pool, Work};
 
@@ -94,13 +94,21 @@ impl Iterator for EvalLoader {
 /// What a loader thread reuses from image to image.
 struct Scratch {
     decoder: Decoder,
+    /// Of evaluation.
     image: RgbImage,
+    /// Of training.
+    part: Part,
     scaler: Scaler,
 }
 
 impl Scratch {
     fn new() -> Self {
-        Self { decoder: Decoder::new(), image: RgbImage::empty(), scaler: Scaler::default() }
+        Self {
+            decoder: Decoder::new(),
+            image: RgbImage::empty(),
+            part: Part::default(),
+            scaler: Scaler::default(),
+        }
     }
 }
 
@@ -164,7 +172,7 @@ impl Work for EvalWork {
 
     fn sample(&self, batch: u64, index: usize, scratch: &mut Scratch) -> Result<Input, DataError> {
         let location = self.plan.split.location(self.id(batch, index));
-        let Scratch { decoder, image, scaler } = scratch;
+        let Scratch { decoder, image, scaler, .. } = scratch;
         let input = decoder
             .decode_file(&location, image)
             .and_then(|()| self.plan.transform.apply(image, scaler, self.buffers.take()));

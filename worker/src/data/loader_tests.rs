@@ -9,7 +9,6 @@ use relabel_config::OnError;
 use super::train::TRAIN_ADVICE;
 use super::*;
 use crate::data::augment::{Augment, FinishOn, Resize};
-use crate::data::cut::Cut;
 use crate::data::cutmix::CutMix;
 use crate::data::location::Location;
 use crate::data::order::epoch_order;
@@ -110,11 +109,11 @@ fn batches_hold_the_epochs_order_with_images_and_targets_in_their_rows() {
     for batch in &batches {
         assert_eq!(batch.images.len(), batch.sample_ids.len() * Input::floats(8));
         for (row, &id) in batch.sample_ids.iter().enumerate() {
-            let Scratch { decoder, image, scaler } = &mut scratch;
-            decoder.decode_file(&plan.split.location(id), image).unwrap();
+            let Scratch { decoder, part, scaler, .. } = &mut scratch;
             let mut rng = KeyedRng::of_sample(11, 2, id);
-            let cut = Cut::of_whole(image.size, plan.augment.draw_crop(image.size, &mut rng).crop);
-            let input = plan.augment.apply(image, &cut, &mut rng, scaler, Vec::new()).unwrap();
+            let pick = |size| plan.augment.draw_crop(size, &mut rng);
+            let cut = decoder.decode_file_part(&plan.split.location(id), pick, part).unwrap();
+            let input = plan.augment.apply(part, &cut, &mut rng, scaler, Vec::new()).unwrap();
             let mut expected = vec![0.0; Input::floats(8)];
             input.write(&mut expected);
             assert_eq!(batch.images[row * expected.len()..][..expected.len()], expected);

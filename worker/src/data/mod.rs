@@ -2,12 +2,13 @@
 //!
 //! One sample's way: [`order`] says which sample is consumed at which position of an epoch, and
 //! `relabel_core::shards` by which rank; [`index`] turns its id into a [`location`], a file or a part of a tar file;
-//! [`decode`] makes RGB pixels of what is there; [`rng`] gives the sample its random numbers; [`crop`] draws the
-//! box; [`augment`] turns box and pixels into `[H, W, 3]` floats; [`cutmix`] may paste a part of its neighbour over
-//! it; [`loader`] does so on many threads and hands out whole batches in order. With `data.finish device` an
+//! [`decode`] makes pixels of what is there, or a JPEG's [`components`]; [`rng`] gives the sample its random numbers;
+//! [`crop`] draws the box; [`resize`] makes it a square of pixels, [`augment`] these `[H, W, 3]` floats; [`cutmix`] may
+//! paste a part of its neighbour over it; [`loader`] does so on many threads and hands out whole batches in order. With `data.finish device` an
 //! [`unfinished`] batch leaves the floats, and what is pasted, to the device.
 
 pub mod augment;
+mod components;
 pub mod crop;
 pub mod cut;
 pub mod cutmix;
@@ -21,6 +22,8 @@ pub mod location;
 pub mod order;
 mod pillow;
 mod pool;
+mod resample;
+mod resize;
 pub mod rng;
 mod streaming;
 pub mod unfinished;
@@ -36,7 +39,7 @@ pub const MAX_PIXELS: u64 = 178_956_970;
 pub const MAX_SIDE: u32 = 65_535;
 
 /// Width and height of a decoded image in pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ImageSize {
     pub width: u32,
     pub height: u32,

@@ -3,7 +3,7 @@
 
 use worker::data::augment::{Augment, EvalTransform, FinishOn, Input, Resize, Scaler};
 use worker::data::cut::{Cut, Pick};
-use worker::data::decode::{Decoder, RgbImage};
+use worker::data::decode::{Decoder, Part, Pixels, RgbImage};
 use worker::data::rng::KeyedRng;
 use worker::data::{CropBox, ImageError, ImageSize};
 
@@ -58,21 +58,32 @@ fn run(input: &[u8]) {
         finish: FinishOn::Host,
     };
     let drawn = augment.draw_crop(image.size, &mut rng);
-    let mut part = RgbImage::empty();
-    for pick in [Pick { crop, shrink: 1 << (control[9] >> 2 & 3) }, Pick { crop, shrink: 1 }, drawn] {
+    let whole = Part::from(image.clone());
+    let mut part = Part::default();
+    let smaller = Pick::rgb(crop, 1 << (control[9] >> 2 & 3));
+    let apart = Pick { components: true, ..smaller };
+    for pick in [smaller, apart, Pick::rgb(crop, 1), drawn] {
         let crop = pick.crop;
         assert!(crop.width >= 1 && crop.left + crop.width <= width, "{crop:?} of {:?}", image.size);
         assert!(crop.height >= 1 && crop.top + crop.height <= height, "{crop:?} of {:?}", image.size);
-        let whole = Cut::of_whole(image.size, crop);
-        let made = augment.apply(&image, &whole, &mut rng, &mut scaler, Vec::new());
+        let cut = Cut::of_whole(image.size, crop);
+        let made = augment.apply(&whole, &cut, &mut rng, &mut scaler, Vec::new());
         written(&made.expect("a crop within the image is resized"), side);
         let decoded = decoder.decode_part(file, |_| pick, &mut part);
-        same_by_libjpeg(file, |_| pick, decoded.as_ref().map(|_| &part));
+        if let Pixels::Rgb(part) = part.pixels() {
+            same_by_libjpeg(file, |_| pick, decoded.as_ref().map(|_| part));
+        }
         // A fault in another part may be told of a part or not.
         let Ok(cut) = decoded else { continue };
-        let ImageSize { width, height } = part.size;
-        assert_eq!((cut.size, cut.region.width, cut.region.height), (image.size, width, height));
-        assert_eq!(part.pixels.len() as u64, u64::from(width) * u64::from(height) * 3);
+        let size = match part.pixels() {
+            Pixels::Rgb(part) => {
+                let ImageSize { width, height } = part.size;
+                assert_eq!(part.pixels.len() as u64, u64::from(width) * u64::from(height) * 3);
+                part.size
+            }
+            Pixels::Components(components) => components[0].size,
+        };
+        assert_eq!((cut.size, cut.region.width, cut.region.height), (image.size, size.width, size.height));
         if resize == Resize::Fast || cut.shrink == 1 {
             let made = augment.apply(&part, &cut, &mut rng, &mut scaler, Vec::new());
             written(&made.expect("a crop within the part is resized"), side);
@@ -84,7 +95,7 @@ fn run(input: &[u8]) {
 }
 
 fn all(size: ImageSize) -> Pick {
-    Pick { crop: CropBox::whole(size), shrink: 1 }
+    Pick::rgb(CropBox::whole(size), 1)
 }
 
 /// Holds what a [`Decoder`] made of a JPEG to what libjpeg makes of it without our Huffman decoder.
@@ -96,9 +107,14 @@ fn same_by_libjpeg(
     if !file.starts_with(&[0xFF, 0xD8]) {
         return;
     }
-    let mut image = RgbImage::empty();
-    match (decoded, Decoder::of_libjpeg_alone().decode_part(file, pick, &mut image)) {
-        (Ok(decoded), Ok(_)) => assert!(*decoded == image, "other pixels than libjpeg's"),
+    let mut part = Part::default();
+    match (decoded, Decoder::of_libjpeg_alone().decode_part(file, pick, &mut part)) {
+        (Ok(decoded), Ok(_)) => {
+            assert!(
+                matches!(part.pixels(), Pixels::Rgb(image) if image == decoded),
+                "other pixels than libjpeg's"
+            )
+        }
         (Err(error), Err(by_libjpeg)) => assert_eq!(error.to_string(), by_libjpeg.to_string()),
         (Ok(_), Err(error)) => panic!("decoded what libjpeg refuses: {error}"),
         (Err(error), Ok(_)) => panic!("refused what libjpeg decodes: {error}"),

@@ -7,6 +7,8 @@ use std::ffi::{c_int, c_void};
 
 use super::huffman::{Block, Code};
 use super::scan::{Huffman, Part, Scan};
+use crate::data::components::{Components, Plane};
+use crate::data::resample::BEYOND;
 use crate::data::{CropBox, ImageSize};
 
 /// A decompressor of one thread, reused from image to image.
@@ -36,6 +38,7 @@ pub(super) struct Header {
     height: u32,
     unit_width: u32,
     unit_height: u32,
+    components: u32,
 }
 
 impl Header {
@@ -47,6 +50,11 @@ impl Header {
     pub(super) fn unit(&self) -> (u32, u32) {
         (self.unit_width, self.unit_height)
     }
+
+    /// Whether there are luma and differences.
+    pub(super) fn has_components(&self) -> bool {
+        self.components == 3
+    }
 }
 
 /// A [`CropBox`], in C's order.
@@ -56,6 +64,20 @@ struct Region {
     top: u32,
     width: u32,
     height: u32,
+}
+
+/// How a [`Plane`] lies.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct Layout {
+    width: u32,
+    height: u32,
+    pitch: u32,
+    rows: u32,
+    mcu_width: u32,
+    mcu_height: u32,
+    mcu_pixels_wide: u32,
+    mcu_pixels_high: u32,
 }
 
 #[repr(C)]
@@ -87,6 +109,7 @@ unsafe extern "C" {
         shrink: u32,
         region: *const Region,
         scan: *mut ScanHeader,
+        planes: *mut Layout,
     ) -> c_int;
     fn relabel_jpeg_read(
         handle: *mut c_void,
@@ -94,6 +117,14 @@ unsafe extern "C" {
         decode: DecodeMcu,
         scan: *mut c_void,
         pixels: *mut u8,
+    ) -> c_int;
+    fn relabel_jpeg_read_planes(
+        handle: *mut c_void,
+        region: *const Region,
+        planes: *const Layout,
+        decode: DecodeMcu,
+        scan: *mut c_void,
+        samples: *const *mut u8,
     ) -> c_int;
 }
 
@@ -122,17 +153,67 @@ impl Baseline {
     }
 }
 
-impl Opened<'_> {
+impl<'a> Opened<'a> {
     /// Decodes `region` of the image at 1 / `shrink` of its size into `pixels`, RGB, row after row. None where
     /// something is wrong with the image, or the region is not within it or does not begin at a whole MCU.
     pub(super) fn decode(self, shrink: u32, region: CropBox, pixels: &mut Vec<u8>) -> Option<()> {
+        let region = Region::of(region);
+        let (handle, mut scan) = self.start(shrink, &region, None)?;
+        pixels.resize(region.width as usize * region.height as usize * 3, 0);
+        // SAFETY: the handle is live, with the image that `self.jpeg` still borrows; the callee writes `height` rows of
+        // `3 * width` bytes, the length of `pixels`, and hands `scan`, which it does not look into, to `decode_mcu`.
+        let read = unsafe {
+            relabel_jpeg_read(handle.0, &region, decode_mcu, (&raw mut scan).cast(), pixels.as_mut_ptr())
+        };
+        (read == 1).then_some(())
+    }
+
+    /// As [`Self::decode`], the components apart; for an image that [has them](Header::has_components).
+    pub(super) fn decode_components(
+        self,
+        shrink: u32,
+        region: CropBox,
+        components: &mut Components,
+    ) -> Option<()> {
+        if !self.header.has_components() {
+            return None;
+        }
+        let region = Region::of(region);
+        let mut layouts = [Layout::default(); 3];
+        let (handle, mut scan) = self.start(shrink, &region, Some(&mut layouts))?;
+        for (plane, layout) in components.iter_mut().zip(&layouts) {
+            layout.fit(plane);
+        }
+        let samples = components.each_mut().map(|plane| plane.samples.as_mut_ptr());
+        // SAFETY: as in `decode`; of each component the callee writes `rows` rows that lie `pitch` apart, of `pitch` bytes
+        // at most, and there are so many at each of `samples`.
+        let read = unsafe {
+            relabel_jpeg_read_planes(
+                handle.0,
+                &region,
+                layouts.as_ptr(),
+                decode_mcu,
+                (&raw mut scan).cast(),
+                samples.as_ptr(),
+            )
+        };
+        (read == 1).then_some(())
+    }
+
+    /// Begins with `region`, of pixels or of planes, whose layouts are filled in.
+    fn start(
+        self,
+        shrink: u32,
+        region: &Region,
+        layouts: Option<&mut [Layout; 3]>,
+    ) -> Option<(&'a Handle, Scan<'a>)> {
         let Baseline { handle, huffman } = self.baseline;
-        let CropBox { top, left, height, width } = region;
-        let region = Region { left, top, width, height };
         let nothing = || ScanPart { dc: std::ptr::null(), ac: std::ptr::null(), component: 0, all: 0 };
         let mut scan = ScanHeader { begin: 0, blocks: 0, parts: std::array::from_fn(|_| nothing()) };
-        // SAFETY: the handle is live, with the image that `self.jpeg` still borrows.
-        let started = unsafe { relabel_jpeg_start(handle.0, shrink, &region, &mut scan) };
+        let layouts = layouts.map_or(std::ptr::null_mut(), |layouts| layouts.as_mut_ptr());
+        // SAFETY: the handle is live, with the image that `self.jpeg` still borrows; `layouts` is null or three for an image
+        // of three components.
+        let started = unsafe { relabel_jpeg_start(handle.0, shrink, region, &mut scan, layouts) };
         if started != 1 {
             return None;
         }
@@ -143,14 +224,25 @@ impl Opened<'_> {
             Some(Part { component: part.component as usize, dc, ac, all: part.all != 0 })
         };
         let parts: Option<Vec<Part>> = scan.parts.iter().take(scan.blocks as usize).map(part).collect();
-        let mut scan = huffman.scan(self.jpeg.get(scan.begin..)?, &parts?)?;
-        pixels.resize(width as usize * height as usize * 3, 0);
-        // SAFETY: the handle is live, with the image that `self.jpeg` still borrows; the callee writes `height` rows of
-        // `3 * width` bytes, the length of `pixels`, and hands `scan`, which it does not look into, to `decode_mcu`.
-        let read = unsafe {
-            relabel_jpeg_read(handle.0, &region, decode_mcu, (&raw mut scan).cast(), pixels.as_mut_ptr())
-        };
-        (read == 1).then_some(())
+        Some((handle, huffman.scan(self.jpeg.get(scan.begin..)?, &parts?)?))
+    }
+}
+
+impl Region {
+    fn of(CropBox { top, left, height, width }: CropBox) -> Self {
+        Self { left, top, width, height }
+    }
+}
+
+impl Layout {
+    /// Makes `plane` so large.
+    fn fit(&self, plane: &mut Plane) {
+        plane.size = ImageSize { width: self.width, height: self.height };
+        (plane.pitch, plane.rows) = (self.pitch, self.rows);
+        let density = |samples, pixels| f64::from(samples) / f64::from(pixels);
+        plane.density =
+            (density(self.mcu_width, self.mcu_pixels_wide), density(self.mcu_height, self.mcu_pixels_high));
+        plane.samples.resize(self.pitch as usize * self.rows as usize + BEYOND, 0);
     }
 }
 

@@ -8,7 +8,15 @@
 
 #include <jpeglib.h>
 
-/* What libjpeg's jpegint.h, which is not installed, says of an entropy decoder, since its version 6. */
+/* What libjpeg's jpegint.h, which is not installed, says of these two, since its version 6. */
+struct jpeg_d_coef_controller {
+    void (*start_input_pass)(j_decompress_ptr);
+    int (*consume_data)(j_decompress_ptr);
+    void (*start_output_pass)(j_decompress_ptr);
+    /* Samples of a row of MCUs, each component's in its own rows. */
+    int (*decompress_data)(j_decompress_ptr, JSAMPIMAGE);
+};
+
 struct jpeg_entropy_decoder {
     void (*start_pass)(j_decompress_ptr);
     boolean (*decode_mcu)(j_decompress_ptr, JBLOCKROW *);
@@ -20,6 +28,7 @@ struct header {
     uint32_t width, height;
     /* Samples of the image that an MCU is made of. */
     uint32_t unit_width, unit_height;
+    uint32_t components;
 };
 
 struct region {
@@ -36,6 +45,13 @@ struct scan {
     size_t begin;
     uint32_t blocks;
     struct part parts[D_MAX_BLOCKS_IN_MCU];
+};
+
+/* Samples of a component in a region: so many that count, of which rows lie `pitch` apart, `rows` of them; and how many
+ * there are of an MCU, beside the pixels of one. */
+struct plane {
+    uint32_t width, height, pitch, rows;
+    uint32_t mcu_width, mcu_height, mcu_pixels_wide, mcu_pixels_high;
 };
 
 /* Decodes the next MCU into these blocks, one after the other and all zeros, or passes over it; 0 where it is damaged. */
@@ -115,15 +131,42 @@ int relabel_jpeg_open(struct relabel_jpeg *self, const uint8_t *bytes, size_t le
     header->height = image->image_height;
     header->unit_width = DCTSIZE * (grey ? 1 : image->max_h_samp_factor);
     header->unit_height = DCTSIZE * (grey ? 1 : image->max_v_samp_factor);
+    header->components = image->num_components;
     return 1;
 }
 
+static uint32_t share(uint64_t length, uint32_t samples, uint32_t pixels) {
+    return (length * samples + pixels - 1) / pixels;
+}
+
+static void lay_out(struct relabel_jpeg *self, const struct region *region, struct plane planes[3]) {
+    const struct jpeg_decompress_struct *image = &self->image;
+    uint32_t wide = image->min_DCT_scaled_size * image->max_h_samp_factor;
+    uint32_t high = image->min_DCT_scaled_size * image->max_v_samp_factor;
+    for (int i = 0; i < 3; i++) {
+        const jpeg_component_info *of = &image->comp_info[i];
+        struct plane *plane = &planes[i];
+        plane->mcu_width = of->h_samp_factor * of->DCT_scaled_size;
+        plane->mcu_height = of->v_samp_factor * of->DCT_scaled_size;
+        plane->mcu_pixels_wide = wide;
+        plane->mcu_pixels_high = high;
+        plane->width = share(region->width, plane->mcu_width, wide);
+        plane->height = share(region->height, plane->mcu_height, high);
+        plane->pitch = (self->end_column - self->first_column) * plane->mcu_width;
+        plane->rows = share(region->height, 1, high) * plane->mcu_height;
+    }
+}
+
 /* Begins to decode the image that was opened, at 1 / `shrink` of its size, and says how its scan is coded. `region` is
- * what will be read of it, from a whole MCU on. */
-int relabel_jpeg_start(struct relabel_jpeg *self, uint32_t shrink, const struct region *region, struct scan *scan) {
+ * what will be read of it, from a whole MCU on: pixels, or, with `planes`, which has three, the samples of its three
+ * components, and how these will lie. */
+int relabel_jpeg_start(struct relabel_jpeg *self, uint32_t shrink, const struct region *region, struct scan *scan,
+                       struct plane *planes) {
     struct jpeg_decompress_struct *image = &self->image;
     if (setjmp(self->given_up)) return 0;
-    image->out_color_space = JCS_EXT_RGB;
+    image->out_color_space = planes ? JCS_YCbCr : JCS_EXT_RGB;
+    /* So that libjpeg keeps no rows back for it. */
+    image->do_fancy_upsampling = !planes;
     image->scale_num = 1;
     image->scale_denom = shrink;
     image->dct_method = JDCT_ISLOW;
@@ -146,19 +189,26 @@ int relabel_jpeg_start(struct relabel_jpeg *self, uint32_t shrink, const struct 
     self->column = 0;
     self->first_column = left / side;
     self->end_column = (left + width + side - 1) / side;
+    if (planes) lay_out(self, region, planes);
     return left == region->left && width == region->width && region->height > 0 &&
            region->top < image->output_height && region->height <= image->output_height - region->top;
 }
 
-/* Reads the region that was begun, with `decode` and `scan` for its coefficients, into rows of `3 * width` bytes. */
+/* Goes on to the region that was begun, with `decode_next` and `scan` for coefficients. */
+static int reach(struct relabel_jpeg *self, const struct region *region, decode_mcu decode_next, void *scan) {
+    struct jpeg_decompress_struct *image = &self->image;
+    self->decode = decode_next;
+    self->scan = scan;
+    image->entropy->decode_mcu = decode;
+    return region->top == 0 || jpeg_skip_scanlines(image, region->top) == region->top;
+}
+
+/* Reads the region that was begun into rows of `3 * width` bytes. */
 int relabel_jpeg_read(struct relabel_jpeg *self, const struct region *region, decode_mcu decode_next, void *scan,
                       uint8_t *pixels) {
     struct jpeg_decompress_struct *image = &self->image;
     if (setjmp(self->given_up)) return 0;
-    self->decode = decode_next;
-    self->scan = scan;
-    image->entropy->decode_mcu = decode;
-    if (region->top && jpeg_skip_scanlines(image, region->top) != region->top) return 0;
+    if (!reach(self, region, decode_next, scan)) return 0;
     size_t pitch = (size_t)region->width * 3;
     while (image->output_scanline < region->top + region->height) {
         /* As many as libjpeg makes at once. */
@@ -167,6 +217,23 @@ int relabel_jpeg_read(struct relabel_jpeg *self, const struct region *region, de
         if (count > 16) count = 16;
         for (JDIMENSION i = 0; i < count; i++) rows[i] = pixels + (first + i) * pitch;
         if (!jpeg_read_scanlines(image, rows, count)) return 0;
+    }
+    return 1;
+}
+
+/* Reads the samples of the region that was begun, as `planes` has them, from each of `samples` on. */
+int relabel_jpeg_read_planes(struct relabel_jpeg *self, const struct region *region, const struct plane planes[3],
+                             decode_mcu decode_next, void *scan, uint8_t *const samples[3]) {
+    struct jpeg_decompress_struct *image = &self->image;
+    if (setjmp(self->given_up)) return 0;
+    if (!reach(self, region, decode_next, scan)) return 0;
+    for (uint32_t mcu = 0; mcu * planes[0].mcu_height < planes[0].rows; mcu++) {
+        JSAMPROW rows[3][MAX_SAMP_FACTOR * DCTSIZE];
+        JSAMPARRAY components[3] = {rows[0], rows[1], rows[2]};
+        for (int i = 0; i < 3; i++)
+            for (size_t y = 0; y < planes[i].mcu_height; y++)
+                rows[i][y] = samples[i] + (mcu * planes[i].mcu_height + y) * planes[i].pitch;
+        if (!image->coef->decompress_data(image, components)) return 0;
     }
     return 1;
 }

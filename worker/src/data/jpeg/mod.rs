@@ -8,6 +8,7 @@ mod turbo;
 
 use baseline::Baseline;
 
+use super::components::Components;
 use super::cut::{Cut, Pick};
 use super::{CropBox, ImageError, ImageSize};
 
@@ -25,6 +26,8 @@ pub(crate) fn build() -> (Option<&'static str>, Option<bool>) {
 pub(super) enum Layout {
     /// 3 bytes a pixel.
     Rgb,
+    /// As planes.
+    Components,
     /// 4 bytes a pixel, as stored: Adobe's convention, 255 is no ink.
     Cmyk,
 }
@@ -46,13 +49,15 @@ impl Decompressor {
     }
 
     /// Decodes of the JPEG in `jpeg` what `pick` asks of an image of that size, or a little more, into `pixels`, row
-    /// after row without padding, at libjpeg's accurate settings, those of Pillow. What libjpeg only warns about is let
-    /// through, as Pillow does; a file that ends too early is an error.
+    /// after row without padding, at libjpeg's accurate settings, those of Pillow; or into `components`, where it asks
+    /// for them and there is nothing unusual. What libjpeg only warns about is let through, as Pillow does; a file that
+    /// ends too early is an error.
     pub(super) fn decode(
         &mut self,
         jpeg: &[u8],
         pick: impl FnOnce(ImageSize) -> Pick,
         pixels: &mut Vec<u8>,
+        components: &mut Components,
     ) -> Result<(Cut, Layout), ImageError> {
         let Some(opened) = self.baseline.as_mut().and_then(|baseline| baseline.open(jpeg)) else {
             return turbo::decode(jpeg, pick, pixels);
@@ -60,22 +65,30 @@ impl Decompressor {
         let size = opened.header.size();
         size.check(jpeg.len(), DENSITY)?;
         let picked = pick(size);
-        let Pick { crop, shrink } = picked;
-        let region = around(crop, opened.header.unit(), size, shrink);
-        if ends(jpeg) && opened.decode(shrink, region, pixels).is_some() {
-            return Ok((Cut { size, crop, shrink, region }, Layout::Rgb));
+        let Pick { crop, shrink, components: apart } = picked;
+        let (margin, layout) = match apart && opened.header.has_components() {
+            true => (0, Layout::Components),
+            false => (1, Layout::Rgb),
+        };
+        let region = around(crop, opened.header.unit(), margin, size, shrink);
+        let decoded = ends(jpeg).then(|| match layout {
+            Layout::Components => opened.decode_components(shrink, region, components),
+            _ => opened.decode(shrink, region, pixels),
+        });
+        if decoded.flatten().is_some() {
+            return Ok((Cut { size, crop, shrink, region }, layout));
         }
         turbo::decode(jpeg, |_| picked, pixels)
     }
 }
 
-/// The box, in an image of `size` at 1 / `shrink`, that holds `crop` and a block of `unit` pixels around it, from the
-/// neighbours of which the colours at its edges are made. It begins where libjpeg can begin, at a whole block.
-fn around(crop: CropBox, (wide, high): (u32, u32), size: ImageSize, shrink: u32) -> CropBox {
+/// The box, in an image of `size` at 1 / `shrink`, that holds `crop` and `margin` blocks of `unit` pixels around it: one
+/// where colours are made, from neighbours too. It begins where libjpeg can begin, at a whole block.
+fn around(crop: CropBox, (wide, high): (u32, u32), margin: u32, size: ImageSize, shrink: u32) -> CropBox {
     // From whole blocks to whole blocks.
     let along = |start: u32, length: u32, block: u32, side: u32| {
-        let first = (start / block).saturating_sub(1) * block;
-        let end = ((start + length).div_ceil(block) + 1).saturating_mul(block).min(side);
+        let first = (start / block).saturating_sub(margin) * block;
+        let end = ((start + length).div_ceil(block) + margin).saturating_mul(block).min(side);
         (first / shrink, end.div_ceil(shrink))
     };
     let (left, right) = along(crop.left, crop.width, wide, size.width);

@@ -52,9 +52,20 @@ fn compress_with(settings: &[(tj::TJPARAM, c_int)]) -> Vec<u8> {
     }
 }
 
+/// By a decompressor that is to give colours.
+fn decode_rgb(
+    decompressor: &mut Decompressor,
+    jpeg: &[u8],
+    pick: impl FnOnce(ImageSize) -> Pick,
+    pixels: &mut Vec<u8>,
+) -> Result<(Cut, Layout), ImageError> {
+    decompressor.decode(jpeg, pick, pixels, &mut Components::default())
+}
+
 fn decode(jpeg: &[u8], crop: CropBox, shrink: u32) -> (Cut, Vec<u8>) {
     let mut pixels = Vec::new();
-    let (cut, layout) = Decompressor::new().decode(jpeg, |_| Pick { crop, shrink }, &mut pixels).unwrap();
+    let (cut, layout) =
+        decode_rgb(&mut Decompressor::new(), jpeg, |_| Pick::rgb(crop, shrink), &mut pixels).unwrap();
     assert_eq!((cut.size, cut.crop, layout), (SIZE, crop, Layout::Rgb));
     (cut, pixels)
 }
@@ -137,7 +148,7 @@ fn a_part_of_a_file_without_its_end_is_refused_wherever_it_lies() {
     for missing in [1, 2, 500, jpeg.len() / 2] {
         let mut pixels = Vec::new();
         let cut = &jpeg[..jpeg.len() - missing];
-        let decoded = Decompressor::new().decode(cut, |_| Pick { crop: top, shrink: 1 }, &mut pixels);
+        let decoded = decode_rgb(&mut Decompressor::new(), cut, |_| Pick::rgb(top, 1), &mut pixels);
         assert!(matches!(decoded, Err(ImageError::Truncated)), "{missing}");
     }
 }
@@ -150,7 +161,7 @@ fn what_one_image_was_asked_for_is_not_asked_of_the_next() {
     for (crop, shrink) in
         [(crops()[10], 4), (CropBox::whole(SIZE), 1), (crops()[12], 1), (CropBox::whole(SIZE), 2)]
     {
-        decompressor.decode(&jpeg, |_| Pick { crop, shrink }, &mut pixels).unwrap();
+        decode_rgb(&mut decompressor, &jpeg, |_| Pick::rgb(crop, shrink), &mut pixels).unwrap();
         sizes.push(pixels.len());
     }
     let alone = |crop, shrink| decode(&jpeg, crop, shrink).1.len();
@@ -158,11 +169,11 @@ fn what_one_image_was_asked_for_is_not_asked_of_the_next() {
 }
 
 /// What [`Baseline`] makes of the JPEG without help.
-fn baseline_alone(jpeg: &[u8], Pick { crop, shrink }: Pick) -> Option<Vec<u8>> {
+fn baseline_alone(jpeg: &[u8], Pick { crop, shrink, .. }: Pick) -> Option<Vec<u8>> {
     let mut baseline = Baseline::new().unwrap();
     let opened = baseline.open(jpeg)?;
     let (size, unit, mut pixels) = (opened.header.size(), opened.header.unit(), Vec::new());
-    opened.decode(shrink, around(crop, unit, size, shrink), &mut pixels)?;
+    opened.decode(shrink, around(crop, unit, 1, size, shrink), &mut pixels)?;
     Some(pixels)
 }
 
@@ -190,8 +201,8 @@ fn the_usual_has_the_pixels_that_libjpeg_alone_gives_it() {
                 crops().into_iter().flat_map(|crop| [1, 2, 4, 8].map(|shrink| (crop, shrink)))
             {
                 let mut expected = Vec::new();
-                let pick = Pick { crop, shrink };
-                alone.decode(&jpeg, |_| pick, &mut expected).unwrap();
+                let pick = Pick::rgb(crop, shrink);
+                decode_rgb(&mut alone, &jpeg, |_| pick, &mut expected).unwrap();
                 let made = baseline_alone(&jpeg, pick);
                 assert!(made == Some(expected), "{subsampling}, optimized: {optimize}, {pick:?}");
             }
@@ -201,7 +212,7 @@ fn the_usual_has_the_pixels_that_libjpeg_alone_gives_it() {
 
 #[test]
 fn the_unusual_is_left_to_libjpeg() {
-    let whole = Pick { crop: CropBox::whole(SIZE), shrink: 1 };
+    let whole = Pick::rgb(CropBox::whole(SIZE), 1);
     let unusual = [
         (tj::TJPARAM_TJPARAM_PROGRESSIVE, 1),
         (tj::TJPARAM_TJPARAM_RESTARTROWS, 1),
@@ -214,7 +225,7 @@ fn the_unusual_is_left_to_libjpeg() {
         let [made, expected] =
             [Decompressor::new(), Decompressor::of_libjpeg_alone()].map(|mut decompressor| {
                 let mut pixels = Vec::new();
-                decompressor.decode(&jpeg, |_| whole, &mut pixels).unwrap();
+                decode_rgb(&mut decompressor, &jpeg, |_| whole, &mut pixels).unwrap();
                 pixels
             });
         assert!(made == expected, "{setting:?}");
@@ -233,13 +244,11 @@ fn a_damaged_file_is_what_libjpeg_makes_of_it() {
             let mut damaged = jpeg.clone();
             damaged[at] ^= change;
             for crop in [crop, CropBox::whole(SIZE)] {
-                let picked = |size: ImageSize| Pick {
-                    crop: if size == SIZE { crop } else { CropBox::whole(size) },
-                    shrink: 1,
-                };
+                let picked =
+                    |size: ImageSize| Pick::rgb(if size == SIZE { crop } else { CropBox::whole(size) }, 1);
                 let (mut made, mut expected) = (Vec::new(), Vec::new());
-                let decoded = decompressor.decode(&damaged, picked, &mut made);
-                let by_libjpeg = alone.decode(&damaged, picked, &mut expected);
+                let decoded = decode_rgb(&mut decompressor, &damaged, picked, &mut made);
+                let by_libjpeg = decode_rgb(&mut alone, &damaged, picked, &mut expected);
                 let told =
                     |decoded: Result<(Cut, Layout), ImageError>| decoded.map_err(|error| error.to_string());
                 let by_libjpeg_failed = by_libjpeg.is_err();
@@ -268,7 +277,7 @@ fn without(jpeg: &[u8], kind: u8) -> Vec<u8> {
 /// libjpeg keeps Huffman and quantization tables for images that have none.
 #[test]
 fn an_image_without_tables_does_not_get_those_of_the_image_before() {
-    let whole = |size| Pick { crop: CropBox::whole(size), shrink: 1 };
+    let whole = |size| Pick::rgb(CropBox::whole(size), 1);
     let of_its_own = compress_with(&[
         (tj::TJPARAM_TJPARAM_SUBSAMP, tj::TJSAMP_TJSAMP_420 as c_int),
         (tj::TJPARAM_TJPARAM_OPTIMIZE, 1),
@@ -279,12 +288,99 @@ fn an_image_without_tables_does_not_get_those_of_the_image_before() {
         for new in [Decompressor::new, Decompressor::of_libjpeg_alone] {
             let decoded = |decompressor: &mut Decompressor| {
                 let mut pixels = Vec::new();
-                let decoded = decompressor.decode(&lacking, whole, &mut pixels);
+                let decoded = decode_rgb(decompressor, &lacking, whole, &mut pixels);
                 decoded.map(|_| pixels).map_err(|error| error.to_string())
             };
             let mut after = new();
-            after.decode(&of_its_own, whole, &mut Vec::new()).unwrap();
+            decode_rgb(&mut after, &of_its_own, whole, &mut Vec::new()).unwrap();
             assert!(decoded(&mut after) == decoded(&mut new()), "{kind:#x}");
         }
+    }
+}
+
+/// The planes that libjpeg makes of all of a JPEG at 1 / `shrink` of its size: each one's width, and samples row after row.
+fn planes_of_libjpeg(jpeg: &[u8], shrink: c_int) -> [(usize, Vec<u8>); 3] {
+    // SAFETY: the handle lives from Init to Destroy; the callee writes of each plane as many rows, of as many bytes, as it
+    // says itself that there are of one of that number.
+    unsafe {
+        let handle = tj::tj3Init(tj::TJINIT_TJINIT_DECOMPRESS as c_int);
+        assert_eq!(tj::tj3DecompressHeader(handle, jpeg.as_ptr(), jpeg.len() as tj::size_t), 0);
+        assert_eq!(tj::tj3SetScalingFactor(handle, tj::tjscalingfactor { num: 1, denom: shrink }), 0);
+        let subsampling = tj::tj3Get(handle, tj::TJPARAM_TJPARAM_SUBSAMP as c_int);
+        let scaled = |side: u32| (side as c_int + shrink - 1) / shrink;
+        let mut planes = [0, 1, 2].map(|component| {
+            let width = tj::tj3YUVPlaneWidth(component, scaled(SIZE.width), subsampling);
+            let height = tj::tj3YUVPlaneHeight(component, scaled(SIZE.height), subsampling);
+            (width as usize, vec![0; width as usize * height as usize])
+        });
+        let mut samples = planes.each_mut().map(|(_, samples)| samples.as_mut_ptr());
+        let (length, strides) = (jpeg.len() as tj::size_t, std::ptr::null_mut());
+        let status =
+            tj::tj3DecompressToYUVPlanes8(handle, jpeg.as_ptr(), length, samples.as_mut_ptr(), strides);
+        assert_eq!(status, 0);
+        tj::tj3Destroy(handle);
+        planes
+    }
+}
+
+#[test]
+fn components_are_those_of_libjpeg() {
+    for (subsampling, density) in [
+        (tj::TJSAMP_TJSAMP_444, (1.0, 1.0)),
+        (tj::TJSAMP_TJSAMP_422, (0.5, 1.0)),
+        (tj::TJSAMP_TJSAMP_420, (0.5, 0.5)),
+        (tj::TJSAMP_TJSAMP_440, (1.0, 0.5)),
+        (tj::TJSAMP_TJSAMP_411, (0.25, 1.0)),
+    ] {
+        let jpeg = compress(subsampling, false);
+        let whole = planes_of_libjpeg(&jpeg, 1);
+        let (mut decompressor, mut components) = (Decompressor::new(), Components::default());
+        for crop in crops() {
+            let pick = Pick { components: true, ..Pick::rgb(crop, 1) };
+            let (cut, layout) =
+                decompressor.decode(&jpeg, |_| pick, &mut Vec::new(), &mut components).unwrap();
+            assert_eq!((cut.size, cut.crop, layout), (SIZE, crop, Layout::Components));
+            let densities = [(1.0, 1.0), density, density];
+            for ((plane, (width, whole)), (across, down)) in components.iter().zip(&whole).zip(densities) {
+                let samples = |pixels: u32, density: f64| (f64::from(pixels) * density).ceil() as usize;
+                let size = (samples(cut.region.width, across), samples(cut.region.height, down));
+                assert_eq!((plane.size.width as usize, plane.size.height as usize), size);
+                assert_eq!(plane.density, (across, down));
+                let (left, top) = (samples(cut.region.left, across), samples(cut.region.top, down));
+                for y in 0..size.1 {
+                    let made = &plane.samples[y * plane.pitch as usize..][..size.0];
+                    let right = &whole[(top + y) * width + left..][..size.0];
+                    assert!(made == right, "{subsampling} {crop:?} row {y}");
+                }
+            }
+        }
+    }
+}
+
+/// libjpeg makes the halves of the differences' planes larger than those of luma, so that there is nothing to interpolate.
+#[test]
+fn smaller_components_are_of_one_size() {
+    let jpeg = compress(tj::TJSAMP_TJSAMP_420, false);
+    let mut components = Components::default();
+    for (crop, shrink) in crops().into_iter().flat_map(|crop| [2, 4, 8].map(|shrink| (crop, shrink))) {
+        let pick = Pick { components: true, ..Pick::rgb(crop, shrink) };
+        let (cut, _) = Decompressor::new().decode(&jpeg, |_| pick, &mut Vec::new(), &mut components).unwrap();
+        let CropBox { width, height, .. } = cut.region;
+        for plane in &components {
+            assert_eq!((plane.size, plane.density), (ImageSize { width, height }, (1.0, 1.0)));
+        }
+    }
+}
+
+#[test]
+fn what_has_no_components_or_is_unusual_comes_in_colours() {
+    let whole = Pick { components: true, ..Pick::rgb(CropBox::whole(SIZE), 1) };
+    for jpeg in [compress(tj::TJSAMP_TJSAMP_GRAY, false), compress(tj::TJSAMP_TJSAMP_420, true)] {
+        let (mut pixels, mut components) = (Vec::new(), Components::default());
+        let (cut, layout) =
+            Decompressor::new().decode(&jpeg, |_| whole, &mut pixels, &mut components).unwrap();
+        assert_eq!((cut.region, layout), (CropBox::whole(SIZE), Layout::Rgb));
+        assert!(pixels == decode(&jpeg, CropBox::whole(SIZE), 1).1);
+        assert_eq!(components, Components::default());
     }
 }

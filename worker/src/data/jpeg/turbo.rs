@@ -172,14 +172,14 @@ pub(super) fn decode(
     } else {
         (Layout::Rgb, tj::TJPF_TJPF_RGB, 3)
     };
-    let Pick { crop, shrink } = pick(size);
+    let Pick { crop, shrink, .. } = pick(size);
     let whole = CropBox::whole(size);
     let unit = usize::try_from(handle.get(tj::TJPARAM_TJPARAM_SUBSAMP)).ok().and_then(|kind| UNITS.get(kind));
     let divisible =
         handle.get(tj::TJPARAM_TJPARAM_LOSSLESS) == 0 && handle.get(tj::TJPARAM_TJPARAM_PRECISION) == 8;
     let (shrink, region) = match unit {
         Some(unit) if divisible && (crop != whole || shrink > 1) => {
-            let region = around(crop, *unit, size, shrink);
+            let region = around(crop, *unit, 1, size, shrink);
             handle.choose(shrink, Some(region))?;
             (shrink, region)
         }

@@ -217,14 +217,14 @@ impl Work for TrainWork {
             let error = DataError::Image { image, source, advice: TRAIN_ADVICE };
             if skip { Ok(TrainSample { id, loaded: Err(error.to_string()) }) } else { Err(error) }
         };
-        let Scratch { decoder, image, scaler } = scratch;
+        let Scratch { decoder, part, scaler, .. } = scratch;
         let mut rng = KeyedRng::of_sample(plan.seed, plan.epoch, id);
         let picked = |size| plan.augment.draw_crop(size, &mut rng);
-        let cut = match decoder.decode_file_part(&location, picked, image) {
+        let cut = match decoder.decode_file_part(&location, picked, part) {
             Ok(cut) => cut,
             Err(source) => return unreadable(source, location),
         };
-        let input = match plan.augment.apply(image, &cut, &mut rng, scaler, self.buffers.take()) {
+        let input = match plan.augment.apply(part, &cut, &mut rng, scaler, self.buffers.take()) {
             Ok(input) => input,
             Err(source) => return unreadable(source, location),
         };
