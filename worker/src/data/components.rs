@@ -16,7 +16,7 @@ pub struct Plane {
     pub rows: u32,
     /// Samples along a pixel's width and height: 1, 1/2 or 1/4.
     pub density: (f64, f64),
-    /// `[rows, pitch]`, and [`BEYOND`](super::resample::BEYOND) bytes more.
+    /// `[rows, pitch]`, and `BEYOND` bytes more.
     pub samples: Vec<u8>,
 }
 

@@ -30,20 +30,22 @@ fn all_of(x: &Tensor, weight: &Tensor, convolve: impl FnOnce() -> Tensor) -> [Te
     [y.detach(), x.grad(), weight.grad()]
 }
 
+/// Height and width of an image, side of the kernel, stride.
+const SHAPES: [([i64; 2], i64, i64); 9] = [
+    ([2, 2], 3, 1),
+    ([4, 4], 3, 2),
+    ([3, 3], 3, 2),
+    ([1, 1], 3, 1),
+    ([1, 4], 3, 1),
+    ([4, 1], 3, 1),
+    ([2, 2], 7, 1),
+    ([5, 7], 5, 4),
+    ([8, 3], 2, 4),
+];
+
 #[test]
 fn output_and_gradients_equal_libtorchs() {
-    // Height and width of an image, side of the kernel, stride.
-    for (sides, kernel, stride) in [
-        ([2, 2], 3, 1),
-        ([4, 4], 3, 2),
-        ([3, 3], 3, 2),
-        ([1, 1], 3, 1),
-        ([1, 4], 3, 1),
-        ([4, 1], 3, 1),
-        ([2, 2], 7, 1),
-        ([5, 7], 5, 4),
-        ([8, 3], 2, 4),
-    ] {
+    for (sides, kernel, stride) in SHAPES {
         for batch in [1, 7] {
             let x = drawn(1, [batch, 6, sides[0], sides[1]]);
             let weight = drawn(2, [5, 6, kernel, kernel]);
@@ -60,6 +62,31 @@ fn output_and_gradients_equal_libtorchs() {
                 assert!(is_channels_last(found), "{what}");
                 assert!(difference(found, right) < 2e-6, "{what}: {:e}", difference(found, right));
             }
+        }
+    }
+}
+
+/// Of the same values, rounded to bf16: what is left are roundings of the results, 1 in 256 each.
+#[test]
+fn in_bf16_they_do_so_too() {
+    let rounded = |tensor: Tensor| {
+        let tensor = tensor.detach().to_kind(Kind::BFloat16).to_kind(Kind::Float);
+        tensor.set_requires_grad(true)
+    };
+    for (sides, kernel, stride) in SHAPES.into_iter().chain([([4, 4], 3, 1), ([8, 7], 3, 2)]) {
+        let x = rounded(drawn(1, [7, 32, sides[0], sides[1]]));
+        let weight = rounded(drawn(2, [48, 32, kernel, kernel]));
+        let padding = kernel / 2;
+        let convolved = || convolve_small_map(&x, &weight, stride, padding).unwrap().unwrap();
+        let found = all_of(&x, &weight, || autocast(Device::Cpu, Precision::Bf16, convolved));
+        assert_eq!(found.each_ref().map(Tensor::kind), [Kind::BFloat16, Kind::Float, Kind::Float]);
+        let (x, weight) = (in_f64(&x), in_f64(&weight));
+        let right =
+            all_of(&x, &weight, || x.conv2d(&weight, None::<Tensor>, [stride; 2], [padding; 2], [1, 1], 1));
+        for (name, (found, right)) in ["y", "dx", "dw"].into_iter().zip(found.iter().zip(&right)) {
+            let what = format!("{name} of {sides:?} by {kernel} / {stride}");
+            assert!(is_channels_last(found), "{what}");
+            assert!(difference(found, right) < 6e-3, "{what}: {:e}", difference(found, right));
         }
     }
 }
@@ -83,8 +110,13 @@ fn it_is_left_to_libtorch_where_it_cannot_be_done_or_gains_nothing() {
     assert!(!done(&x, &weight.contiguous()), "rows of the kernel");
     assert!(!done(&x.to_kind(Kind::Double), &weight.to_kind(Kind::Double)), "f64");
     assert!(!done(&x.to_kind(Kind::BFloat16), &weight.to_kind(Kind::BFloat16)), "bf16");
-    let in_bf16 = autocast(Device::Cpu, Precision::Bf16, || done(&x, &weight));
-    assert!(!in_bf16, "autocast");
+    assert!(autocast(Device::Cpu, Precision::Bf16, || done(&x, &weight)), "bf16 by autocast");
+    assert!(
+        autocast(Device::Cpu, Precision::Bf16, || done(&drawn(1, [4, 6, 4, 4]), &weight)),
+        "sixteen pixels"
+    );
+    assert!(!autocast(Device::Cpu, Precision::Bf16, || done(&drawn(1, [4, 6, 4, 5]), &weight)), "twenty");
+    assert!(!autocast(Device::Cpu, Precision::Fp16, || done(&x, &weight)), "fp16");
     assert!(!done(&x, &drawn(2, [5, 3, 3, 3])), "other channels, of groups for one");
     assert!(!done(&drawn(1, [4, 6, 2, 3]), &weight), "six pixels");
     assert!(!done(&x, &drawn(2, [5, 6, 1, 1])), "a kernel of one pixel, padded to sixteen");
