@@ -217,6 +217,7 @@ ALL = {
     "steps-resnet50-fp32": steps("resnet50", 224, 16, "fp32", 1.15),
     "steps-resnet50-bf16": steps("resnet50", 224, 16, "bf16", 1.15),
     "steps-resnet18": steps("resnet18", 64, 64, "fp32", 1.25),
+    "steps-resnet18-bf16": steps("resnet18", 64, 64, "bf16", 1.25),
     "resnet50": training("resnet50", 224, 16, 1, 1.15),
     "resnet18": training("resnet18", 64, 64, 1, 1.25),
     "resnet50-2-workers": training("resnet50", 224, 16, 2, 1.2),

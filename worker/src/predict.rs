@@ -59,7 +59,8 @@ pub fn run(args: &PredictArgs) -> Result<ExitCode> {
         let folder = ["train", "val"].map(|name| data.join(name)).into_iter().find(|folder| folder.is_dir());
         network.classes = Some(Classes::read(folder.as_deref().unwrap_or(data))?);
     }
-    let mut loader = Loader { decoder: Decoder::new(), image: RgbImage::empty(), scaler: Scaler::default() };
+    let mut loader =
+        Loader { decoder: Decoder::new(), image: RgbImage::default(), scaler: Scaler::default() };
     let mut predicted = Vec::new();
     let mut failed = false;
     for chunk in args.images.chunks(network.batch) {

@@ -53,8 +53,8 @@ impl Augment {
         }
     }
 
-    /// The box of an image of size `image` that `apply` is to take, decoded as small as the input allows, and no further than
-    /// to its components where they may be resized first. The first draws from a sample's `rng`.
+    /// The box of an image of size `image` that `apply` is to take, decoded as small as the input allows, and no further
+    /// than to its components where they may be resized first. The first draws from a sample's `rng`.
     pub fn draw_crop(&self, image: ImageSize, rng: &mut KeyedRng) -> Pick {
         let crop = random_resized_crop(image, self.min_area, rng);
         let fits = |shrink: &u32| crop.width.min(crop.height) / shrink >= self.image_size;

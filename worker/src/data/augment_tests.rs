@@ -55,8 +55,8 @@ fn a_resized_crop_equals_pillow() {
 }
 
 /// Mean over crops of a JPEG of 21 x 13 pixels of noise, most of them decoded at a half for the smaller side, where two
-/// filters stand in for one; for the larger its colours, at half the size, are interpolated by one filter in place of two.
-/// (Over photographs it is a third: `bench difference` measures it.)
+/// filters stand in for one; for the larger its colours, at half the size, are interpolated by one filter in place of
+/// two. (Over photographs it is a third: `bench difference` measures it.)
 #[test]
 fn the_default_resize_stays_close_to_the_exact_one() {
     let file =

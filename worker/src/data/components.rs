@@ -1,6 +1,6 @@
-//! A JPEG before its components are mixed into colours: luma, and how much blue and red differ from it. Most files have the
-//! latter two at half the width and height, so that three planes are a half of what three colours are, and it is less work
-//! to resize them first and to mix them then.
+//! A JPEG before its components are mixed into colours: luma, and how much blue and red differ from it. Most files have
+//! the latter two at half the width and height, so that three planes are a half of what three colours are, and it is less
+//! work to resize them first and to mix them then.
 
 use super::ImageSize;
 use super::resample::BETWEEN;
@@ -12,15 +12,13 @@ pub struct Plane {
     pub size: ImageSize,
     /// From one row to the next.
     pub pitch: u32,
-    /// Rows, those that do not count among them.
-    pub rows: u32,
     /// Samples along a pixel's width and height: 1, 1/2 or 1/4.
     pub density: (f64, f64),
-    /// `[rows, pitch]`, and `BEYOND` bytes more.
+    /// Rows, some that do not count among them, and `BEYOND` bytes more.
     pub samples: Vec<u8>,
 }
 
-/// Luma, and the differences of blue and red from it.
+/// Luma, and the differences of blue and red from it, both of the same size.
 pub type Components = [Plane; 3];
 
 /// Luma and differences, in parts of 1 << [`BETWEEN`], to red, green and blue (JFIF, ITU-T T.871).

@@ -1,6 +1,6 @@
-//! Image files to RGB pixels, with the values that Pillow's `open(path).convert("RGB")` gives. The
-//! content decides what a file is, not its name: ImageNet has a PNG named .JPEG. EXIF rotation is not
-//! applied, as Pillow does not apply it and the published label maps were made without.
+//! Image files to RGB pixels, with the values that Pillow's `open(path).convert("RGB")` gives, or to a JPEG's components.
+//! The content decides what a file is, not its name: ImageNet has a PNG named .JPEG. EXIF rotation is not applied, as Pillow
+//! does not apply it and the published label maps were made without.
 
 use std::io::Cursor;
 
@@ -10,18 +10,11 @@ use super::jpeg::{Decompressor, Layout};
 use super::location::Location;
 use super::{CropBox, ImageError, ImageSize};
 
-/// A decoded image: `pixels` holds `height` rows of `width` pixels of 3 bytes, red, green, blue.
+/// A decoded image, at first none: `pixels` holds `height` rows of `width` pixels of 3 bytes, red, green, blue.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RgbImage {
     pub size: ImageSize,
     pub pixels: Vec<u8>,
-}
-
-impl RgbImage {
-    /// An image without pixels, to be decoded into.
-    pub fn empty() -> Self {
-        Self::default()
-    }
 }
 
 /// What was decoded of an image for a crop. Keeps its buffers for the next.
@@ -63,7 +56,8 @@ impl Decoder {
         Self::around(Decompressor::new())
     }
 
-    /// One that leaves JPEGs to libjpeg from the first byte to the last: slower, and the same pixels and errors.
+    /// One that leaves JPEGs to libjpeg from the first byte to the last: slower, the same colours and errors, and
+    /// never components.
     pub fn of_libjpeg_alone() -> Self {
         Self::around(Decompressor::of_libjpeg_alone())
     }
@@ -140,6 +134,9 @@ impl Decoder {
         let Part { image, components, apart } = part;
         let (cut, layout) = self.jpeg.decode(bytes, pick, &mut image.pixels, components)?;
         *apart = layout == Layout::Components;
+        if *apart {
+            return Ok(cut);
+        }
         image.size = ImageSize { width: cut.region.width, height: cut.region.height };
         if layout == Layout::Cmyk {
             std::mem::swap(&mut self.inks, &mut image.pixels);
@@ -204,14 +201,14 @@ mod tests {
     }
 
     fn decode(bytes: &[u8]) -> Result<RgbImage, ImageError> {
-        let mut image = RgbImage::empty();
+        let mut image = RgbImage::default();
         Decoder::new().decode(bytes, &mut image).map(|()| image)
     }
 
     #[test]
     fn every_kind_of_file_equals_pillow() {
         let mut decoder = Decoder::new();
-        let mut image = RgbImage::empty();
+        let mut image = RgbImage::default();
         for name in [
             "rgb.jpg",
             "progressive.jpg",
@@ -269,7 +266,7 @@ mod tests {
     fn a_decoder_goes_on_after_a_damaged_file() {
         let whole = testdata("rgb.jpg");
         let mut decoder = Decoder::new();
-        let mut image = RgbImage::empty();
+        let mut image = RgbImage::default();
         for length in (3..whole.len()).step_by(7) {
             assert!(decoder.decode(&whole[..length], &mut image).is_err());
             decoder.decode(&whole, &mut image).unwrap();
@@ -306,7 +303,7 @@ mod tests {
         bomb[frame + 5..frame + 9].copy_from_slice(&[0xFD, 0xE8, 0xFD, 0xE8]);
         assert!(matches!(decode(&bomb), Err(ImageError::TooLarge { width: 65000, height: 65000 })));
         let nowhere = Location::File("/nonexistent/a.jpg".into());
-        let missing = Decoder::new().decode_file(&nowhere, &mut RgbImage::empty());
+        let missing = Decoder::new().decode_file(&nowhere, &mut RgbImage::default());
         assert!(matches!(missing, Err(ImageError::Read(_))));
     }
 }

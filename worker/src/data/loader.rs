@@ -105,7 +105,7 @@ impl Scratch {
     fn new() -> Self {
         Self {
             decoder: Decoder::new(),
-            image: RgbImage::empty(),
+            image: RgbImage::default(),
             part: Part::default(),
             scaler: Scaler::default(),
         }

@@ -4,8 +4,8 @@
 //! `relabel_core::shards` by which rank; [`index`] turns its id into a [`location`], a file or a part of a tar file;
 //! [`decode`] makes pixels of what is there, or a JPEG's components; [`rng`] gives the sample its random numbers;
 //! [`crop`] draws the box; `resize` makes it a square of pixels, [`augment`] these `[H, W, 3]` floats; [`cutmix`] may
-//! paste a part of its neighbour over it; [`loader`] does so on many threads and hands out whole batches in order. With `data.finish device` an
-//! [`unfinished`] batch leaves the floats, and what is pasted, to the device.
+//! paste a part of its neighbour over it; [`loader`] does so on many threads and hands out whole batches in order. With
+//! `data.finish device` an [`unfinished`] batch leaves the floats, and what is pasted, to the device.
 
 pub mod augment;
 pub mod components;

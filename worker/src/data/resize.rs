@@ -3,12 +3,12 @@
 use super::components::{Components, mix};
 use super::cut::Cut;
 use super::decode::{Part, Pixels, RgbImage};
-use super::resample::{BETWEEN, BEYOND, Resampler, Samples, Source, Window};
+use super::resample::{BETWEEN, BEYOND, Resampler, Samples, Wanted, Window};
 use super::{CropBox, ImageError, ImageSize, pillow};
 use relabel_config::Resize;
 
-/// Resizes with Pillow's antialiased bilinear filter: `fast` with SIMD instructions and 14-bit weights, a few 255ths from
-/// Pillow at most, `exact` to Pillow's last bit. Keeps its buffers; belongs to one thread.
+/// Resizes with Pillow's antialiased bilinear filter: `fast` with SIMD instructions and 14-bit weights, a level or two of
+/// 255 from Pillow, `exact` to Pillow's last bit. Keeps its buffers; belongs to one thread.
 #[derive(Debug, Default)]
 pub struct Scaler {
     fast: Resampler,
@@ -25,7 +25,7 @@ impl Scaler {
     /// between samples.
     ///
     /// # Errors
-    /// The box is not within the region.
+    /// The box is not within the region, or components are to be resized exactly, which are no pixels of Pillow's.
     pub fn resize_cut(
         &mut self,
         part: &Part,
@@ -35,13 +35,16 @@ impl Scaler {
         mut planes: Vec<u8>,
     ) -> Result<Vec<u8>, ImageError> {
         let image = match part.pixels() {
+            Pixels::Components(_) if resize == Resize::Exact => {
+                return Err(ImageError::Resize("components cannot be resized exactly".into()));
+            }
             Pixels::Components(components) => {
                 self.components(components, cut, side, &mut planes)?;
                 return Ok(planes);
             }
             Pixels::Rgb(image) => image,
         };
-        let window = window(cut, (1.0, 1.0), image.size);
+        let window = window(cut, (1.0, 1.0));
         match (resize, window.whole()) {
             (Resize::Exact, Some(source)) => {
                 let to = ImageSize { width: side, height: side };
@@ -60,16 +63,20 @@ impl Scaler {
         side: u32,
         planes: &mut Vec<u8>,
     ) -> Result<(), ImageError> {
-        let sources = components.each_ref().map(|plane| {
-            let window = window(cut, plane.density, plane.size);
+        let samples = components.each_ref().map(|plane| Samples {
+            bytes: &plane.samples,
+            pitch: plane.pitch as usize,
+            size: plane.size,
+        });
+        let wanted = [&components[0], &components[1]].map(|plane| {
+            let window = window(cut, plane.density);
             let reach = window.whole().unwrap_or(CropBox::whole(plane.size));
-            let samples = Samples { bytes: &plane.samples, pitch: plane.pitch as usize, size: plane.size };
-            Source { samples, reach, window, density: plane.density }
+            Wanted { reach, window, density: plane.density }
         });
         let side = side as usize;
         planes.resize(side * side * 3, 0);
         let [red, green, blue] = thirds(planes);
-        self.fast.resize(sources, side as u32, |y, rows| {
+        self.fast.resize(samples, wanted, side as u32, |y, rows| {
             let row = y * side..(y + 1) * side;
             mix(rows, [&mut red[row.clone()], &mut green[row.clone()], &mut blue[row]]);
         })
@@ -101,14 +108,13 @@ impl Scaler {
         self.colours = apart(&image.pixels, std::mem::take(&mut self.colours));
         let area = pitch * size.height as usize;
         self.colours.resize(3 * area + BEYOND, 0);
-        let sources = [0, 1, 2].map(|channel| {
-            let samples = Samples { bytes: &self.colours[channel * area..], pitch, size };
-            Source { samples, reach, window, density: (1.0, 1.0) }
-        });
+        let samples =
+            [0, 1, 2].map(|channel| Samples { bytes: &self.colours[channel * area..], pitch, size });
+        let wanted = Wanted { reach, window, density: (1.0, 1.0) };
         let side = side as usize;
         planes.resize(side * side * 3, 0);
         let mut colours = thirds(&mut planes);
-        self.fast.resize(sources, side as u32, |y, rows| {
+        self.fast.resize(samples, [wanted; 2], side as u32, |y, rows| {
             for (plane, row) in colours.iter_mut().zip(rows) {
                 for (byte, pixel) in plane[y * side..].iter_mut().zip(row) {
                     *byte = ((pixel + (1 << (BETWEEN - 1))) >> BETWEEN) as u8;
@@ -126,17 +132,15 @@ fn thirds(planes: &mut [u8]) -> [&mut [u8]; 3] {
     [first, second, third]
 }
 
-/// The box of `cut` in what was decoded of it: samples of this density, so many of them.
-fn window(cut: &Cut, density: (f64, f64), size: ImageSize) -> Window {
+/// The box of `cut` in what was decoded of it: samples of this density.
+fn window(cut: &Cut, density: (f64, f64)) -> Window {
     let Cut { crop, shrink, region, .. } = *cut;
-    let along = |start: u32, length: u32, first: u32, density: f64, side: u32| {
+    let along = |start: u32, length: u32, first: u32, density: f64| {
         let start = (f64::from(start) / f64::from(shrink) - f64::from(first)) * density;
-        // At an image's end what was rounded up is beyond it.
-        let rest = if density < 1.0 || shrink > 1 { f64::from(side) - start } else { f64::INFINITY };
-        (start, (f64::from(length) / f64::from(shrink) * density).min(rest))
+        (start, f64::from(length) / f64::from(shrink) * density)
     };
-    let (left, width) = along(crop.left, crop.width, region.left, density.0, size.width);
-    let (top, height) = along(crop.top, crop.height, region.top, density.1, size.height);
+    let (left, width) = along(crop.left, crop.width, region.left, density.0);
+    let (top, height) = along(crop.top, crop.height, region.top, density.1);
     Window { left, top, width, height }
 }
 
@@ -168,7 +172,7 @@ mod tests {
             .map(|(x, y)| value(centre(region.left, x, density.0), centre(region.top, y, density.1)) as u8)
             .collect();
         bytes.resize(bytes.len() + BEYOND, 0);
-        Plane { size: ImageSize { width, height }, pitch: width, rows: height, density, samples: bytes }
+        Plane { size: ImageSize { width, height }, pitch: width, density, samples: bytes }
     }
 
     /// Slopes stay slopes, whatever they are resized to, and so show where every sample is taken to lie.

@@ -106,7 +106,7 @@ impl Work for WholeWork {
     }
 
     fn scratch(&self) -> Self::Scratch {
-        (Decoder::new(), RgbImage::empty())
+        (Decoder::new(), RgbImage::default())
     }
 
     fn sample(&self, batch: u64, index: usize, scratch: &mut Self::Scratch) -> Result<Whole, DataError> {

@@ -63,7 +63,7 @@ pub(super) fn open(
 /// The size of the image in a file that can be read to its end.
 fn decode(location: &Location) -> Result<ImageSize, ImageError> {
     thread_local! {
-        static BUFFERS: RefCell<(Decoder, RgbImage)> = RefCell::new((Decoder::new(), RgbImage::empty()));
+        static BUFFERS: RefCell<(Decoder, RgbImage)> = RefCell::new((Decoder::new(), RgbImage::default()));
     }
     BUFFERS.with_borrow_mut(|(decoder, image)| decoder.decode_file(location, image).map(|()| image.size))
 }

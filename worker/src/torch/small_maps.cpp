@@ -12,8 +12,8 @@
 
 namespace {
 
-// Pixels of a map beyond which the products are too many, each of the same few rows: there oneDNN is as fast. In bf16 they are
-// of more rows.
+// Pixels of a map beyond which the products are too many, each of the same few rows: there oneDNN is as fast. In bf16 they
+// are of more rows.
 constexpr int64_t kMost = 4, kMostInHalf = 16;
 
 // `count` pixels side by side of the images, from `image` on, that meet as many of the kernel, from `kernel` on, in the
@@ -80,7 +80,8 @@ struct Convolve : torch::autograd::Function<Convolve> {
                                                  torch::autograd::variable_list gradients) {
     const auto saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1];
-    const Shape shape = shape_of(x, weight, context->saved_data["stride"].toInt(), context->saved_data["padding"].toInt());
+    const int64_t stride = context->saved_data["stride"].toInt(), padding = context->saved_data["padding"].toInt();
+    const Shape shape = shape_of(x, weight, stride, padding);
     const int64_t inputs = shape.inputs, outputs = shape.outputs;
     const at::Tensor dy = flat(gradients[0].contiguous(at::MemoryFormat::ChannelsLast));
     at::Tensor dx, d_weight;
@@ -105,8 +106,8 @@ struct Convolve : torch::autograd::Function<Convolve> {
   }
 };
 
-// In bf16 oneDNN is as fast but for the kernel's gradient. Its products are over all pixels that meet a pixel of the kernel,
-// so that their sum is rounded once, as oneDNN's is.
+// In bf16 oneDNN is as fast but for the kernel's gradient. Its products are over all pixels that meet a pixel of the
+// kernel, so that their sum is rounded once, as oneDNN's is.
 struct ConvolveInHalf : torch::autograd::Function<ConvolveInHalf> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
                             int64_t stride, int64_t padding) {
@@ -124,14 +125,17 @@ struct ConvolveInHalf : torch::autograd::Function<ConvolveInHalf> {
     const at::Tensor dy = gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
     at::Tensor dx, d_weight;
     if (context->needs_input_grad(0)) {
-      dx = std::get<0>(at::convolution_backward(dy, x, weight, c10::nullopt, {stride, stride}, {padding, padding}, {1, 1},
-                                                false, {0, 0}, 1, {true, false, false}));
+      dx = std::get<0>(at::convolution_backward(dy, x, weight, c10::nullopt, {stride, stride}, {padding, padding},
+                                                {1, 1}, false, {0, 0}, 1, {true, false, false}));
     }
-    if (context->needs_input_grad(1)) d_weight = gradient(shape_of(x, weight, stride, padding), flat(x), flat(dy), weight);
+    if (context->needs_input_grad(1)) {
+      d_weight = gradient(shape_of(x, weight, stride, padding), flat(x), flat(dy), weight);
+    }
     return {dx, d_weight, {}, {}};
   }
 
-  static at::Tensor gradient(const Shape& shape, const at::Tensor& images, const at::Tensor& dy, const at::Tensor& weight) {
+  static at::Tensor gradient(const Shape& shape, const at::Tensor& images, const at::Tensor& dy,
+                             const at::Tensor& weight) {
     const int64_t inputs = shape.inputs, outputs = shape.outputs;
     std::vector<std::vector<at::Tensor>> from(shape.kernel_height * shape.kernel_width), by(from.size());
     for (const Run& run : shape.runs()) {
@@ -153,8 +157,8 @@ struct ConvolveInHalf : torch::autograd::Function<ConvolveInHalf> {
   }
 };
 
-bool fits(const at::Tensor& tensor, at::ScalarType kind) {
-  return tensor.is_cpu() && tensor.scalar_type() == kind && tensor.dim() == 4 && tensor.numel() > 0 &&
+bool fits(const at::Tensor& tensor) {
+  return tensor.is_cpu() && tensor.dim() == 4 && tensor.numel() > 0 &&
          tensor.is_contiguous(at::MemoryFormat::ChannelsLast);
 }
 
@@ -168,18 +172,20 @@ char* relabel_torch_convolve_small_map(const at::Tensor* x, const at::Tensor* we
   return guarded([&] {
     *out = nullptr;
     const bool cast = at::autocast::is_autocast_enabled(at::kCPU);
-    const at::ScalarType kind = cast ? at::autocast::get_autocast_dtype(at::kCPU) : at::kFloat;
-    if (kind != at::kFloat && kind != at::kBFloat16) return;
-    if (!x->is_cpu() || x->dim() != 4 || weight->dim() != 4 || x->size(1) != weight->size(1)) return;
+    if (cast && at::autocast::get_autocast_dtype(at::kCPU) != at::kBFloat16) return;
+    if (!fits(*x) || !fits(*weight) || x->size(1) != weight->size(1)) return;
+    if (!cast && (x->scalar_type() != at::kFloat || weight->scalar_type() != at::kFloat)) return;
     const Shape shape = shape_of(*x, *weight, stride, padding);
     const bool one_pixel = shape.kernel_height * shape.kernel_width == 1;
     const int64_t height = shape.out_height(), width = shape.out_width();
     if (one_pixel || height < 1 || width < 1 || height * width > (cast ? kMostInHalf : kMost)) return;
-    const at::Tensor from = cast ? at::autocast::cached_cast(kind, *x, at::kCPU) : *x;
-    const at::Tensor by = cast ? at::autocast::cached_cast(kind, *weight, at::kCPU) : *weight;
-    if (!fits(from, kind) || !fits(by, kind)) return;
-    *out = new at::Tensor(cast ? ConvolveInHalf::apply(from, by, stride, padding)
-                               : Convolve::apply(from, by, stride, padding));
+    if (cast) {
+      const at::Tensor in_half = at::autocast::cached_cast(at::kBFloat16, *x, at::kCPU);
+      const at::Tensor by = at::autocast::cached_cast(at::kBFloat16, *weight, at::kCPU);
+      *out = new at::Tensor(ConvolveInHalf::apply(in_half, by, stride, padding));
+    } else {
+      *out = new at::Tensor(Convolve::apply(*x, *weight, stride, padding));
+    }
   });
 }
 

@@ -93,12 +93,18 @@ fn in_bf16_they_do_so_too() {
 
 #[test]
 fn what_needs_no_gradient_gets_none() {
-    let (x, weight) = (drawn(1, [4, 6, 2, 2]).detach(), drawn(2, [5, 6, 3, 3]));
-    let y = convolve_small_map(&x, &weight, 1, 1).unwrap().unwrap();
-    y.sum(Kind::Float).backward();
-    assert!(weight.grad().defined() && !x.grad().defined());
-    let y = tch::no_grad(|| convolve_small_map(&x, &weight, 1, 1).unwrap().unwrap());
-    assert!(!y.requires_grad());
+    for precision in [Precision::Fp32, Precision::Bf16] {
+        let convolved = |x: &Tensor, weight: &Tensor| {
+            autocast(Device::Cpu, precision, || convolve_small_map(x, weight, 1, 1).unwrap().unwrap())
+        };
+        let (x, weight) = (drawn(1, [4, 6, 2, 2]), drawn(2, [5, 6, 3, 3]));
+        convolved(&x.detach(), &weight).sum(Kind::Float).backward();
+        assert!(weight.grad().defined() && !x.grad().defined());
+        let weight = weight.detach();
+        convolved(&x, &weight).sum(Kind::Float).backward();
+        assert!(x.grad().defined() && !weight.grad().defined());
+        assert!(!tch::no_grad(|| convolved(&x, &weight)).requires_grad());
+    }
 }
 
 #[test]

@@ -111,7 +111,7 @@ impl Drawer {
 
     fn sample(&self, picture: Picture, sample: u32) -> Result<()> {
         let location = self.split.location(sample);
-        let mut image = RgbImage::empty();
+        let mut image = RgbImage::default();
         Decoder::new().decode_file(&location, &mut image)?;
         // The very crop that the loader takes: its random numbers are those of seed, epoch and sample.
         let mut rng = KeyedRng::of_sample(self.seed, picture.epoch, sample);

@@ -23,7 +23,7 @@ pub const CONTROL: usize = 12;
 fn run(input: &[u8]) {
     let (control, file) = split::<CONTROL>(input);
     let mut decoder = Decoder::new();
-    let mut image = RgbImage::empty();
+    let mut image = RgbImage::default();
     let decoded = decoder.decode(file, &mut image);
     same_by_libjpeg(file, all, decoded.as_ref().map(|()| &image));
     if decoded.is_err() {
@@ -81,10 +81,20 @@ fn run(input: &[u8]) {
                 assert_eq!(part.pixels.len() as u64, u64::from(width) * u64::from(height) * 3);
                 part.size
             }
-            Pixels::Components(components) => components[0].size,
+            Pixels::Components(components) => {
+                for plane in components {
+                    assert!(plane.size.width <= plane.pitch);
+                    assert!(
+                        plane.samples.len() as u64 > u64::from(plane.pitch) * u64::from(plane.size.height)
+                    );
+                }
+                components[0].size
+            }
         };
         assert_eq!((cut.size, cut.region.width, cut.region.height), (image.size, size.width, size.height));
-        if resize == Resize::Fast || cut.shrink == 1 {
+        let exactly = resize == Resize::Exact;
+        let is_apart = matches!(part.pixels(), Pixels::Components(_));
+        if !exactly || (cut.shrink == 1 && !is_apart) {
             let made = augment.apply(&part, &cut, &mut rng, &mut scaler, Vec::new());
             written(&made.expect("a crop within the part is resized"), side);
         }

@@ -69,7 +69,7 @@ struct Region {
 /// How a [`Plane`] lies.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
-struct Layout {
+struct PlaneLayout {
     width: u32,
     height: u32,
     pitch: u32,
@@ -109,7 +109,7 @@ unsafe extern "C" {
         shrink: u32,
         region: *const Region,
         scan: *mut ScanHeader,
-        planes: *mut Layout,
+        planes: *mut PlaneLayout,
     ) -> c_int;
     fn relabel_jpeg_read(
         handle: *mut c_void,
@@ -121,7 +121,7 @@ unsafe extern "C" {
     fn relabel_jpeg_read_planes(
         handle: *mut c_void,
         region: *const Region,
-        planes: *const Layout,
+        planes: *const PlaneLayout,
         decode: DecodeMcu,
         scan: *mut c_void,
         samples: *const *mut u8,
@@ -179,14 +179,14 @@ impl<'a> Opened<'a> {
             return None;
         }
         let region = Region::of(region);
-        let mut layouts = [Layout::default(); 3];
+        let mut layouts = [PlaneLayout::default(); 3];
         let (handle, mut scan) = self.start(shrink, &region, Some(&mut layouts))?;
         for (plane, layout) in components.iter_mut().zip(&layouts) {
             layout.fit(plane);
         }
         let samples = components.each_mut().map(|plane| plane.samples.as_mut_ptr());
-        // SAFETY: as in `decode`; of each component the callee writes `rows` rows that lie `pitch` apart, of `pitch` bytes
-        // at most, and there are so many at each of `samples`.
+        // SAFETY: as in `decode`; of each component the callee writes `rows` rows that lie `pitch` apart, of `pitch`
+        // bytes at most, and there are so many at each of `samples`.
         let read = unsafe {
             relabel_jpeg_read_planes(
                 handle.0,
@@ -205,14 +205,14 @@ impl<'a> Opened<'a> {
         self,
         shrink: u32,
         region: &Region,
-        layouts: Option<&mut [Layout; 3]>,
+        layouts: Option<&mut [PlaneLayout; 3]>,
     ) -> Option<(&'a Handle, Scan<'a>)> {
         let Baseline { handle, huffman } = self.baseline;
         let nothing = || ScanPart { dc: std::ptr::null(), ac: std::ptr::null(), component: 0, all: 0 };
         let mut scan = ScanHeader { begin: 0, blocks: 0, parts: std::array::from_fn(|_| nothing()) };
         let layouts = layouts.map_or(std::ptr::null_mut(), |layouts| layouts.as_mut_ptr());
-        // SAFETY: the handle is live, with the image that `self.jpeg` still borrows; `layouts` is null or three for an image
-        // of three components.
+        // SAFETY: the handle is live, with the image that `self.jpeg` still borrows; `layouts` is null, or three for an
+        // image of three components.
         let started = unsafe { relabel_jpeg_start(handle.0, shrink, region, &mut scan, layouts) };
         if started != 1 {
             return None;
@@ -234,11 +234,11 @@ impl Region {
     }
 }
 
-impl Layout {
+impl PlaneLayout {
     /// Makes `plane` so large.
     fn fit(&self, plane: &mut Plane) {
         plane.size = ImageSize { width: self.width, height: self.height };
-        (plane.pitch, plane.rows) = (self.pitch, self.rows);
+        plane.pitch = self.pitch;
         let density = |samples, pixels| f64::from(samples) / f64::from(pixels);
         plane.density =
             (density(self.mcu_width, self.mcu_pixels_wide), density(self.mcu_height, self.mcu_pixels_high));
@@ -247,7 +247,7 @@ impl Layout {
 }
 
 extern "C" fn decode_mcu(scan: *mut c_void, blocks: *mut i16) -> c_int {
-    // SAFETY: libjpeg.c passes on the `scan` that `Opened::decode` gave it and holds no reference to.
+    // SAFETY: libjpeg.c passes on the `scan` that a method of `Opened` gave it and holds no reference to.
     let scan = unsafe { &mut *scan.cast::<Scan>() };
     // SAFETY: null, or as many blocks as an MCU has, one after the other, that nothing else refers to in this call.
     let mcu = (!blocks.is_null())

@@ -139,7 +139,8 @@ static uint32_t share(uint64_t length, uint32_t samples, uint32_t pixels) {
     return (length * samples + pixels - 1) / pixels;
 }
 
-static void lay_out(struct relabel_jpeg *self, const struct region *region, struct plane planes[3]) {
+/* 0 where the region does not begin at a whole row of MCUs, from which alone the samples can be had. */
+static int lay_out(struct relabel_jpeg *self, const struct region *region, struct plane planes[3]) {
     const struct jpeg_decompress_struct *image = &self->image;
     uint32_t wide = image->min_DCT_scaled_size * image->max_h_samp_factor;
     uint32_t high = image->min_DCT_scaled_size * image->max_v_samp_factor;
@@ -155,6 +156,7 @@ static void lay_out(struct relabel_jpeg *self, const struct region *region, stru
         plane->pitch = (self->end_column - self->first_column) * plane->mcu_width;
         plane->rows = share(region->height, 1, high) * plane->mcu_height;
     }
+    return region->top % high == 0;
 }
 
 /* Begins to decode the image that was opened, at 1 / `shrink` of its size, and says how its scan is coded. `region` is
@@ -189,7 +191,7 @@ int relabel_jpeg_start(struct relabel_jpeg *self, uint32_t shrink, const struct 
     self->column = 0;
     self->first_column = left / side;
     self->end_column = (left + width + side - 1) / side;
-    if (planes) lay_out(self, region, planes);
+    if (planes && !lay_out(self, region, planes)) return 0;
     return left == region->left && width == region->width && region->height > 0 &&
            region->top < image->output_height && region->height <= image->output_height - region->top;
 }

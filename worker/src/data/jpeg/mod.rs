@@ -1,5 +1,5 @@
 //! JPEG decompression by libjpeg-turbo 3. Knows bytes and pixels; files and other formats are `decode`. This folder has
-//! the unsafe code of `data`.
+//! most of the unsafe code of `data`.
 
 mod baseline;
 mod huffman;
@@ -43,7 +43,7 @@ impl Decompressor {
         Self { baseline: Baseline::new() }
     }
 
-    /// One that leaves everything to libjpeg, from which the other differs in nothing but its speed.
+    /// One that leaves everything to libjpeg, from which the other differs in its speed, and in that it has components.
     pub(super) fn of_libjpeg_alone() -> Self {
         Self { baseline: None }
     }
@@ -82,8 +82,8 @@ impl Decompressor {
     }
 }
 
-/// The box, in an image of `size` at 1 / `shrink`, that holds `crop` and `margin` blocks of `unit` pixels around it: one
-/// where colours are made, from neighbours too. It begins where libjpeg can begin, at a whole block.
+/// The box, in an image of `size` at 1 / `shrink`, that holds `crop` and `margin` blocks of `unit` pixels around it: one where
+/// colours are made, from neighbours too. It begins where libjpeg can begin, at a whole block.
 fn around(crop: CropBox, (wide, high): (u32, u32), margin: u32, size: ImageSize, shrink: u32) -> CropBox {
     // From whole blocks to whole blocks.
     let along = |start: u32, length: u32, block: u32, side: u32| {

@@ -298,19 +298,17 @@ fn an_image_without_tables_does_not_get_those_of_the_image_before() {
     }
 }
 
-/// The planes that libjpeg makes of all of a JPEG at 1 / `shrink` of its size: each one's width, and samples row after row.
-fn planes_of_libjpeg(jpeg: &[u8], shrink: c_int) -> [(usize, Vec<u8>); 3] {
-    // SAFETY: the handle lives from Init to Destroy; the callee writes of each plane as many rows, of as many bytes, as it
-    // says itself that there are of one of that number.
+/// The planes that libjpeg makes of all of a JPEG: each one's width, and samples row after row.
+fn planes_of_libjpeg(jpeg: &[u8]) -> [(usize, Vec<u8>); 3] {
+    // SAFETY: the handle lives from Init to Destroy; the callee writes of each plane as many rows, of as many bytes, as
+    // it says itself that there are of one of that number.
     unsafe {
         let handle = tj::tj3Init(tj::TJINIT_TJINIT_DECOMPRESS as c_int);
         assert_eq!(tj::tj3DecompressHeader(handle, jpeg.as_ptr(), jpeg.len() as tj::size_t), 0);
-        assert_eq!(tj::tj3SetScalingFactor(handle, tj::tjscalingfactor { num: 1, denom: shrink }), 0);
         let subsampling = tj::tj3Get(handle, tj::TJPARAM_TJPARAM_SUBSAMP as c_int);
-        let scaled = |side: u32| (side as c_int + shrink - 1) / shrink;
         let mut planes = [0, 1, 2].map(|component| {
-            let width = tj::tj3YUVPlaneWidth(component, scaled(SIZE.width), subsampling);
-            let height = tj::tj3YUVPlaneHeight(component, scaled(SIZE.height), subsampling);
+            let width = tj::tj3YUVPlaneWidth(component, SIZE.width as c_int, subsampling);
+            let height = tj::tj3YUVPlaneHeight(component, SIZE.height as c_int, subsampling);
             (width as usize, vec![0; width as usize * height as usize])
         });
         let mut samples = planes.each_mut().map(|(_, samples)| samples.as_mut_ptr());
@@ -333,7 +331,7 @@ fn components_are_those_of_libjpeg() {
         (tj::TJSAMP_TJSAMP_411, (0.25, 1.0)),
     ] {
         let jpeg = compress(subsampling, false);
-        let whole = planes_of_libjpeg(&jpeg, 1);
+        let whole = planes_of_libjpeg(&jpeg);
         let (mut decompressor, mut components) = (Decompressor::new(), Components::default());
         for crop in crops() {
             let pick = Pick { components: true, ..Pick::rgb(crop, 1) };
@@ -357,18 +355,57 @@ fn components_are_those_of_libjpeg() {
     }
 }
 
-/// libjpeg makes the halves of the differences' planes larger than those of luma, so that there is nothing to interpolate.
+/// The differences' planes come larger than luma's where the image comes smaller, so that there is nothing left to
+/// interpolate: then they are what the colours are made of.
 #[test]
-fn smaller_components_are_of_one_size() {
-    let jpeg = compress(tj::TJSAMP_TJSAMP_420, false);
-    let mut components = Components::default();
-    for (crop, shrink) in crops().into_iter().flat_map(|crop| [2, 4, 8].map(|shrink| (crop, shrink))) {
-        let pick = Pick { components: true, ..Pick::rgb(crop, shrink) };
-        let (cut, _) = Decompressor::new().decode(&jpeg, |_| pick, &mut Vec::new(), &mut components).unwrap();
-        let CropBox { width, height, .. } = cut.region;
-        for plane in &components {
-            assert_eq!((plane.size, plane.density), (ImageSize { width, height }, (1.0, 1.0)));
+fn smaller_components_are_those_of_the_smaller_colours() {
+    for (subsampling, shrinks) in
+        [(tj::TJSAMP_TJSAMP_444, [1, 2, 4, 8].as_slice()), (tj::TJSAMP_TJSAMP_420, &[2, 4, 8])]
+    {
+        let jpeg = compress(subsampling, false);
+        let (mut decompressor, mut components) = (Decompressor::new(), Components::default());
+        for (crop, shrink) in
+            crops().into_iter().flat_map(|crop| shrinks.iter().map(move |shrink| (crop, *shrink)))
+        {
+            let pick = Pick { components: true, ..Pick::rgb(crop, shrink) };
+            let (cut, _) = decompressor.decode(&jpeg, |_| pick, &mut Vec::new(), &mut components).unwrap();
+            let (around, pixels) = decode(&jpeg, crop, shrink);
+            let CropBox { top, left, width, height } = cut.region;
+            for plane in &components {
+                assert_eq!((plane.size, plane.density), (ImageSize { width, height }, (1.0, 1.0)));
+            }
+            for (x, y) in (0..height).flat_map(|y| (0..width).map(move |x| (x, y))) {
+                let [luma, blue, red] = components
+                    .each_ref()
+                    .map(|plane| f64::from(plane.samples[y as usize * plane.pitch as usize + x as usize]));
+                let (row, column) = (top + y - around.region.top, left + x - around.region.left);
+                let at = (row * around.region.width + column) as usize * 3;
+                let green = luma - 0.344_136 * (blue - 128.0) - 0.714_136 * (red - 128.0);
+                let colours = [luma + 1.402 * (red - 128.0), green, luma + 1.772 * (blue - 128.0)];
+                for (found, colour) in pixels[at..at + 3].iter().zip(colours) {
+                    assert!(
+                        (f64::from(*found) - colour.clamp(0.0, 255.0)).abs() < 1.01,
+                        "{subsampling} 1/{shrink} {crop:?} ({x}, {y})"
+                    );
+                }
+            }
         }
+    }
+}
+
+#[test]
+fn the_smallest_images_have_components() {
+    for (width, height) in [(1, 1), (3, 17), (16, 2)] {
+        let image =
+            image::RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8 * 9, y as u8 * 7, 90]));
+        let mut jpeg = Vec::new();
+        image::codecs::jpeg::JpegEncoder::new(&mut jpeg).encode_image(&image).unwrap();
+        let mut components = Components::default();
+        let size = ImageSize { width, height };
+        let pick = |size| Pick { components: true, ..Pick::rgb(CropBox::whole(size), 1) };
+        let decoded = Decompressor::new().decode(&jpeg, pick, &mut Vec::new(), &mut components);
+        assert_eq!(decoded.unwrap().1, Layout::Components);
+        assert_eq!(components[0].size, size);
     }
 }
 

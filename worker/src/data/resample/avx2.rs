@@ -1,5 +1,5 @@
-//! With AVX2, the same sums. Across, four pixels are made of 16 bytes, which a shuffle puts side by side as the products
-//! want them; down, of two rows at a time.
+//! With AVX2, the same sums. Across, four pixels are made of 16 bytes, which a shuffle puts side by side as the
+//! products want them; down, of two rows at a time.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::{
@@ -16,7 +16,9 @@ use super::taps::{ACROSS, FRACTION, half};
 const PIXELS: usize = 8;
 
 /// Bytes that four of them are made of.
-pub(super) const BYTES: usize = 16;
+const BYTES: usize = 16;
+
+const _: () = assert!(super::BEYOND >= BYTES);
 
 /// How rows are resized. Nothing where the processor cannot, or four pixels lie further apart.
 #[derive(Debug, Default)]
@@ -127,6 +129,7 @@ pub(super) fn add_up(rows: &[i16], places: &[usize], weights: &[i16], out: &mut 
         match places.len() {
             ..=2 => add_up_pairs::<1>(rows, places, weights, out),
             3..=4 => add_up_pairs::<2>(rows, places, weights, out),
+            5..=6 => add_up_pairs::<3>(rows, places, weights, out),
             _ => add_up_pairs::<ROWS>(rows, places, weights, out),
         }
     }

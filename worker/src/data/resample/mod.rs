@@ -1,5 +1,5 @@
-//! Pillow's antialiased bilinear filter over planes of bytes, with weights of 14 bits: each row across, and the few of these
-//! that make a row of the output down, while they are in the nearest cache. Nothing is rounded to bytes in between.
+//! Pillow's antialiased bilinear filter over planes of bytes, with weights of 14 bits: each row across, and the few of
+//! these that make a row of the output down, while they are in the nearest cache. Nothing is rounded to bytes in between.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -54,10 +54,9 @@ impl From<CropBox> for Window {
     }
 }
 
-/// What is to become of a plane: `window`, in which those beyond `reach` have no part.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Source<'a> {
-    pub samples: Samples<'a>,
+/// What is wanted of a plane: `window`, in which what is beyond `reach` has no part.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Wanted {
     pub reach: CropBox,
     pub window: Window,
     /// Samples along a pixel's width and height, at most 1.
@@ -71,7 +70,7 @@ pub(super) struct Resampler {
     lines: [Lines; 3],
 }
 
-/// Where the pixels of planes are that are asked for in the same way.
+/// Which samples make which pixels, of planes of which the same is wanted.
 #[derive(Debug, Default)]
 struct Grid {
     across: Taps,
@@ -97,38 +96,39 @@ struct Lines {
 pub(super) const BEYOND: usize = 16;
 
 impl Resampler {
-    /// Makes three planes of `side` x `side` pixels and has `take` look at them row by row: number, and each plane's
-    /// pixels in parts of 1 << [`BETWEEN`], from 0 to 255.
+    /// Makes three planes of `side` x `side` pixels, of the first plane what is `wanted` first, of the others what is
+    /// wanted last, and has `take` look at them row by row: number, and each plane's pixels in parts of 1 << [`BETWEEN`],
+    /// from 0 to 255.
     ///
     /// # Errors
     /// A window is not within its reach, or that not within the samples.
     pub(super) fn resize(
         &mut self,
-        sources: [Source<'_>; 3],
+        planes: [Samples<'_>; 3],
+        wanted: [Wanted; 2],
         side: u32,
         mut take: impl FnMut(usize, [&[i16]; 3]),
     ) -> Result<(), ImageError> {
-        for Source { samples: Samples { size, .. }, reach, window, .. } in sources {
+        let of = [0, 1, 1];
+        for (Samples { size, .. }, of) in planes.into_iter().zip(of) {
+            let Wanted { reach, window, .. } = wanted[of];
             if !Window::from(reach).is_within(CropBox::whole(size)) || !window.is_within(reach) {
                 let ImageSize { width, height } = size;
+                let Window { left, top, width: wide, height: high } = window;
                 return Err(ImageError::Resize(format!(
-                    "{window:?} is not within {reach:?} of {width} x {height} samples"
+                    "{wide} x {high} at ({left}, {top}) is not within {reach:?} of {width} x {height}"
                 )));
             }
         }
-        let asked = |source: &Source<'_>| (source.window, source.reach);
-        // Luma is asked for in one way, colours in one or another.
-        let of = [0, 1, 1].map(|other| if asked(&sources[other]) == asked(&sources[0]) { 0 } else { 1 });
-        self.grids[0].set(&sources[0], side);
-        if of[1] == 1 {
-            self.grids[1].set(&sources[1], side);
+        for (grid, wanted) in self.grids.iter_mut().zip(wanted) {
+            grid.set(wanted, side);
         }
-        for (lines, grid) in self.lines.iter_mut().zip(of) {
-            lines.begin(&self.grids[grid], side as usize);
+        for (lines, of) in self.lines.iter_mut().zip(of) {
+            lines.begin(&self.grids[of], side as usize);
         }
         for y in 0..side as usize {
-            for ((lines, grid), source) in self.lines.iter_mut().zip(of).zip(&sources) {
-                lines.make(&self.grids[grid], y, source.samples);
+            for ((lines, of), samples) in self.lines.iter_mut().zip(of).zip(planes) {
+                lines.make(&self.grids[of], y, samples);
             }
             take(y, self.lines.each_ref().map(|lines| &lines.done[..]));
         }
@@ -137,8 +137,8 @@ impl Resampler {
 }
 
 impl Grid {
-    fn set(&mut self, source: &Source<'_>, side: u32) {
-        let Source { window, reach: CropBox { top, left, height, width }, density, .. } = *source;
+    fn set(&mut self, wanted: Wanted, side: u32) {
+        let Wanted { window, reach: CropBox { top, left, height, width }, density } = wanted;
         let range = |start: u32, length: u32| start as usize..(start + length) as usize;
         self.across.set(range(left, width), window.left, window.width, density.0, side);
         self.down.set(range(top, height), window.top, window.height, density.1, side);
@@ -249,7 +249,8 @@ mod tests {
         side: u32,
     ) -> Result<Vec<f64>, ImageError> {
         let mut out = Vec::new();
-        resampler.resize([Source { samples, reach, window, density: (1.0, 1.0) }; 3], side, |y, rows| {
+        let wanted = Wanted { reach, window, density: (1.0, 1.0) };
+        resampler.resize([samples; 3], [wanted; 2], side, |y, rows| {
             assert_eq!(out.len(), y * side as usize);
             assert!(rows[1] == rows[0] && rows[2] == rows[0]);
             out.extend(rows[0].iter().map(|pixel| f64::from(*pixel) / f64::from(1 << BETWEEN)));

@@ -31,15 +31,15 @@ pub(super) struct Taps {
 
 impl Taps {
     /// For `to` pixels of the samples from `start` to `start + length`, with no part in it for those beyond `reach`, in
-    /// which these lie. Where there are fewer than pixels, of this `density`, the filter is as wide as Pillow's together with
-    /// the interpolation that makes pixels of them: their variances add up.
+    /// which these lie. Where there are fewer than pixels, of this `density`, the filter is as wide as Pillow's together
+    /// with the interpolation that makes pixels of them: their variances add up.
     pub(super) fn set(&mut self, reach: Range<usize>, start: f64, length: f64, density: f64, to: u32) {
         let scale = length / f64::from(to);
         let of_pixels = (scale / density).max(1.0) * density;
         let support = if density < 1.0 { of_pixels.hypot(1.0) } else { of_pixels };
         let narrow = 1.0 / support;
-        // No pixel has more than there are whole samples in its support.
-        self.count = ((2.0 * support).ceil() as usize + 1).min(reach.len());
+        // No pixel has more than there are centres of samples in its support.
+        self.count = ((2.0 * support).ceil() as usize).min(reach.len());
         let last = reach.end - self.count;
         self.first.clear();
         self.weights.clear();

@@ -115,7 +115,7 @@ pub(super) fn draw(
 /// The image, its longer side `PANEL` pixels.
 fn read(location: &Location) -> Result<image::RgbImage> {
     let shown = || location.to_string();
-    let mut image = RgbImage::empty();
+    let mut image = RgbImage::default();
     Decoder::new().decode_file(location, &mut image).with_context(shown)?;
     let (width, height) = (image.size.width, image.size.height);
     let image = image::RgbImage::from_raw(width, height, image.pixels).with_context(shown)?;
