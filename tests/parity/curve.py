@@ -6,10 +6,9 @@ Needs torch, torchvision, timm, adamp and safetensors, and the built example:
 
 Fixed batches with soft targets, label smoothing, linear warmup and cosine decay, with SGD and AdamP, from weights of the same seed.
 The smallest change grows within ten steps to a visible one, in PyTorch as well, on some processors sooner than on others. SGD's
-arithmetic is PyTorch's to the bit, so that all of it must stay equal. AdamP's differs in its last bits, and a fused
-BatchNorm and convolutions to maps of up to four pixels take their sums in another order: of these the first losses must be equal,
-and the rest may be about as far apart as PyTorch's results for images that differ in their last bit. Exits with 1 if anything is further
-apart.
+arithmetic is PyTorch's to the bit, so that all of it must stay equal. AdamP's differs in its last bits, and a fused BatchNorm and
+convolutions to small maps take their sums in another order: of these the first losses must be equal, and the rest may be about as
+far apart as PyTorch's results for images that differ in their last bit. Exits with 1 if anything is further apart.
 """
 
 import argparse

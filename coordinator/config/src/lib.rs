@@ -104,8 +104,8 @@ pub enum FinishOn {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Resize {
-    /// With coarser weights, for which there are fast instructions, and in training a JPEG's components before they are mixed
-    /// into colours: a third of a 255th apart on average.
+    /// With coarser weights, for which there are fast instructions, and in training a JPEG's components before they are
+    /// mixed into colours: a third of a 255th apart on average.
     Fast,
     /// Pillow's arithmetic to the last bit.
     Exact,

@@ -1,6 +1,6 @@
 //! Image files to RGB pixels, with the values that Pillow's `open(path).convert("RGB")` gives, or to a JPEG's components.
-//! The content decides what a file is, not its name: ImageNet has a PNG named .JPEG. EXIF rotation is not applied, as Pillow
-//! does not apply it and the published label maps were made without.
+//! The content decides what a file is, not its name: ImageNet has a PNG named .JPEG. EXIF rotation is not applied, as
+//! Pillow does not apply it and the published label maps were made without.
 
 use std::io::Cursor;
 

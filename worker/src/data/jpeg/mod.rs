@@ -82,8 +82,8 @@ impl Decompressor {
     }
 }
 
-/// The box, in an image of `size` at 1 / `shrink`, that holds `crop` and `margin` blocks of `unit` pixels around it: one where
-/// colours are made, from neighbours too. It begins where libjpeg can begin, at a whole block.
+/// The box, in an image of `size` at 1 / `shrink`, that holds `crop` and `margin` blocks of `unit` pixels around it: one
+/// where colours are made, from neighbours too. It begins where libjpeg can begin, at a whole block.
 fn around(crop: CropBox, (wide, high): (u32, u32), margin: u32, size: ImageSize, shrink: u32) -> CropBox {
     // From whole blocks to whole blocks.
     let along = |start: u32, length: u32, block: u32, side: u32| {
