@@ -207,7 +207,8 @@ class Experiment:
             def make():
                 active[name, seed] = (step.dir / "run", part["epochs"])
                 weights, last = self.train(step, part, several, options, 1, ("students", share))
-                scores = self.evaluate(step, weights, test, part["image_size"], self.threads)
+                exact = options.get("data.resize") == "exact"
+                scores = self.evaluate(step, weights, test, part["image_size"], self.threads, exact)
                 return {"method": name, "seed": seed, "train_loss": last["train_loss"], **scores}
 
             cached = step.do(make)
@@ -224,13 +225,15 @@ class Experiment:
             together(one, work, self.jobs)
         return steps
 
-    def evaluate(self, step, weights, test, size, threads):
+    def evaluate(self, step, weights, test, size, threads, exact=False):
         """Accuracies in percent on the test pictures, which no run has seen: `single_top1` on those of one
-        object; on those of several, `several_any` counts any object that is there, `several_top1` the folder's."""
+        object; on those of several, `several_any` counts any object that is there, `several_top1` the folder's. Resized to
+        Pillow's exact pixels where `exact`."""
         scores = {}
         for name, folder, truth in [("single", "val", "real.json"), ("several", "val-multi", "real-multi.json")]:
             sets = [f"{name}={test.dir / 'data' / folder}", "--real", test.dir / "data" / truth]
             options = ["--image-size", size, "--crop-ratio", 1.0, "--threads", threads, "--json"]
+            options += ["--exact-resize"] if exact else []
             command = [self.worker, "eval", "--weights", weights, "--arch", "resnet18", "--data", *sets, *options]
             found = report.parse_eval(self.call(step, command))
             scores |= {f"{name}_top1": found["top1"], f"{name}_any": found["real"]["accuracy"]}

@@ -39,6 +39,8 @@ METHODS = [
 ]
 SEEDS = [1, 2, 3]
 WHY_SEEDS = [1]
+RESIZE_METHODS = ["baseline", "localized"]
+RESIZE_SEEDS = [1, 2, 3, 4, 5, 6]
 # How many times the epochs `--why` trains all methods, to see whether their order is one of too short a training.
 LONGER = 3
 # For the annotator's second part: half of the batches paste a picture of one object into another, so that it

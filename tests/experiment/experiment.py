@@ -6,7 +6,8 @@ network, schedule and seeds. All training is done by our coordinator and workers
 
 Every step leaves its settings and outcome in a JSON file in the folder of the experiment. A second start repeats no
 step whose settings are the same, and goes on with runs that were interrupted; --fresh starts over. --why trains
-other students in the same folder, on label maps that are changed on purpose: see study.py.
+other students in the same folder, on label maps that are changed on purpose: see study.py; --resize some on pixels
+resized exactly: see resize.py.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from comparison import Experiment
 from design import SIZES
+from resize import Resize
 from steps import Failed
 from study import Study
 
@@ -51,7 +53,9 @@ def main():
     parser.add_argument("--coordinator", type=Path, default=release / "coordinator")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="runs at a time")
     parser.add_argument("--size", choices=SIZES, default="full")
-    parser.add_argument("--why", action="store_true", help="teach with maps changed on purpose: what do students miss?")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--why", action="store_true", help="teach with maps changed on purpose: what do students miss?")
+    instead.add_argument("--resize", action="store_true", help="does the default resize cost accuracy?")
     parser.add_argument("--fresh", action="store_true", help="remove what earlier starts left, and start over")
     args = parser.parse_args()
     for program in [args.worker, args.coordinator]:
@@ -59,7 +63,7 @@ def main():
             parser.error(f"{program} is not there; run `make build`")
     try:
         with claim(args.dir, args.fresh):
-            experiment = (Study if args.why else Experiment)(args)
+            experiment = (Study if args.why else Resize if args.resize else Experiment)(args)
             for number in [signal.SIGINT, signal.SIGTERM]:
                 signal.signal(number, experiment.stop)
             experiment.run()

@@ -97,6 +97,21 @@ def table(results):
     return "\n".join(lines) + "\n"
 
 
+def resize_table(results):
+    """Markdown: for each method its scores with exact pixels and with the default's, and the difference."""
+    headings = [f"{heading}: exact | default | difference" for _, heading, _ in SCORES]
+    lines = ["| targets | " + " | ".join(headings) + " |", "|---|" + "---|---|---|" * len(SCORES)]
+    for exact, default in results["methods"]:
+        row = [default["title"]]
+        for key, _, _ in SCORES:
+            score = default["scores"][key]
+            row += [f"{exact['scores'][key]['mean']:.1f}", f"{score['mean']:.1f}"]
+            row.append(f"{score['difference']:+.1f} ± {score['difference_error']:.1f}")
+        lines.append("| " + " | ".join(row) + " |")
+    lines += ["", f"Means of {len(results['seeds'])} seeds; differences seed by seed, ± standard error of their mean."]
+    return "\n".join(lines) + "\n"
+
+
 def why_table(named, seeds, results):
     """Markdown: for each student of the study its maps' quality and its scores, means over the seeds."""
     headings = ["label maps", "cells", "right on objects", "sharpness", *(heading for _, heading, _ in SCORES)]

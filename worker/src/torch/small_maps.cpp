@@ -12,8 +12,8 @@
 
 namespace {
 
-// Pixels of a map beyond which the products are too many, each of the same few rows: there oneDNN is as fast. In bf16 they
-// are of more rows.
+// Pixels of a map beyond which the products are too many, each of the same few rows: there oneDNN is as fast. Those of a
+// kernel's gradient in bf16 are of more rows.
 constexpr int64_t kMost = 4, kMostInHalf = 16;
 
 // `count` pixels side by side of the images, from `image` on, that meet as many of the kernel, from `kernel` on, in the
@@ -28,6 +28,12 @@ struct Shape {
   int64_t out(int64_t side, int64_t kernel) const { return (side + 2 * padding - kernel) / stride + 1; }
   int64_t out_height() const { return out(height, kernel_height); }
   int64_t out_width() const { return out(width, kernel_width); }
+  int64_t out_pixels() const { return out_height() * out_width(); }
+
+  at::Tensor empty_output(const at::Tensor& x) const {
+    return at::empty({batch, outputs, out_height(), out_width()},
+                     x.options().memory_format(at::MemoryFormat::ChannelsLast));
+  }
 
   std::vector<Run> runs() const {
     std::vector<Run> runs;
@@ -62,8 +68,7 @@ struct Convolve : torch::autograd::Function<Convolve> {
                             int64_t stride, int64_t padding) {
     const Shape shape = shape_of(x, weight, stride, padding);
     const int64_t inputs = shape.inputs, outputs = shape.outputs;
-    const at::Tensor y = at::empty({shape.batch, outputs, shape.out_height(), shape.out_width()},
-                                   x.options().memory_format(at::MemoryFormat::ChannelsLast));
+    const at::Tensor y = shape.empty_output(x);
     const at::Tensor images = flat(x), kernels = flat(weight), sums = flat(y).zero_();
     for (const Run& run : shape.runs()) {
       const at::Tensor from = images.narrow(1, run.image * inputs, run.count * inputs);
@@ -106,14 +111,38 @@ struct Convolve : torch::autograd::Function<Convolve> {
   }
 };
 
-// In bf16 oneDNN is as fast but for the kernel's gradient. Its products are over all pixels that meet a pixel of the
-// kernel, so that their sum is rounded once, as oneDNN's is.
+// The parts of two matrices whose products are summed in one pixel of an output, an image or a kernel.
+struct Parts {
+  std::vector<at::Tensor> left, right;
+
+  void add(const at::Tensor& to_left, const at::Tensor& to_right) {
+    left.push_back(to_left);
+    right.push_back(to_right);
+  }
+};
+
+// Writes into the pixels of `sums`, each of `channels`, what `multiply` makes of their parts.
+template <typename Multiply>
+void write(const at::Tensor& sums, int64_t channels, const std::vector<Parts>& pixels, Multiply multiply) {
+  for (size_t pixel = 0; pixel < pixels.size(); ++pixel) {
+    const at::Tensor sum = sums.narrow(1, pixel * channels, channels);
+    if (pixels[pixel].left.empty()) {
+      sum.zero_();
+    } else {
+      sum.copy_(multiply(pixels[pixel]));
+    }
+  }
+}
+
+// In bf16 a product is of all that meets in a pixel, gathered, so that its sum is rounded once, as oneDNN's is.
 struct ConvolveInHalf : torch::autograd::Function<ConvolveInHalf> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
                             int64_t stride, int64_t padding) {
     context->save_for_backward({x, weight});
     context->saved_data["stride"] = stride;
     context->saved_data["padding"] = padding;
+    const Shape shape = shape_of(x, weight, stride, padding);
+    if (shape.out_pixels() <= kMost) return output(shape, x, weight);
     return at::conv2d(x, weight, {}, {stride, stride}, at::IntArrayRef{padding, padding});
   }
 
@@ -122,37 +151,66 @@ struct ConvolveInHalf : torch::autograd::Function<ConvolveInHalf> {
     const auto saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], &weight = saved[1];
     const int64_t stride = context->saved_data["stride"].toInt(), padding = context->saved_data["padding"].toInt();
+    const Shape shape = shape_of(x, weight, stride, padding);
     const at::Tensor dy = gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
     at::Tensor dx, d_weight;
     if (context->needs_input_grad(0)) {
-      dx = std::get<0>(at::convolution_backward(dy, x, weight, c10::nullopt, {stride, stride}, {padding, padding},
-                                                {1, 1}, false, {0, 0}, 1, {true, false, false}));
+      if (shape.out_pixels() <= kMost) {
+        dx = image_gradient(shape, x, weight, dy);
+      } else {
+        dx = std::get<0>(at::convolution_backward(dy, x, weight, c10::nullopt, {stride, stride}, {padding, padding},
+                                                  {1, 1}, false, {0, 0}, 1, {true, false, false}));
+      }
     }
-    if (context->needs_input_grad(1)) {
-      d_weight = gradient(shape_of(x, weight, stride, padding), flat(x), flat(dy), weight);
-    }
+    if (context->needs_input_grad(1)) d_weight = kernel_gradient(shape, x, weight, dy);
     return {dx, d_weight, {}, {}};
   }
 
-  static at::Tensor gradient(const Shape& shape, const at::Tensor& images, const at::Tensor& dy,
-                             const at::Tensor& weight) {
+  static at::Tensor output(const Shape& shape, const at::Tensor& x, const at::Tensor& weight) {
     const int64_t inputs = shape.inputs, outputs = shape.outputs;
-    std::vector<std::vector<at::Tensor>> from(shape.kernel_height * shape.kernel_width), by(from.size());
+    const at::Tensor images = flat(x), kernels = flat(weight);
+    std::vector<Parts> pixels(shape.out_pixels());
+    for (const Run& run : shape.runs()) {
+      pixels[run.out].add(images.narrow(1, run.image * inputs, run.count * inputs),
+                          kernels.narrow(1, run.kernel * inputs, run.count * inputs));
+    }
+    const at::Tensor y = shape.empty_output(x);
+    write(flat(y), outputs, pixels,
+          [](const Parts& parts) { return at::mm(at::cat(parts.left, 1), at::cat(parts.right, 1).t()); });
+    return y;
+  }
+
+  static at::Tensor image_gradient(const Shape& shape, const at::Tensor& x, const at::Tensor& weight,
+                                   const at::Tensor& dy) {
+    const int64_t inputs = shape.inputs, outputs = shape.outputs;
+    const at::Tensor above = flat(dy), kernels = flat(weight);
+    std::vector<Parts> pixels(shape.height * shape.width);
     for (const Run& run : shape.runs()) {
       for (int64_t pixel = 0; pixel < run.count; ++pixel) {
-        from[run.kernel + pixel].push_back(images.narrow(1, (run.image + pixel) * inputs, inputs));
-        by[run.kernel + pixel].push_back(dy.narrow(1, run.out * outputs, outputs));
+        pixels[run.image + pixel].add(above.narrow(1, run.out * outputs, outputs),
+                                      kernels.narrow(1, (run.kernel + pixel) * inputs, inputs));
       }
     }
-    at::Tensor d_weight = at::empty_like(weight, {}, at::MemoryFormat::ChannelsLast);
-    for (size_t pixel = 0; pixel < from.size(); ++pixel) {
-      const at::Tensor sums = flat(d_weight).narrow(1, pixel * inputs, inputs);
-      if (from[pixel].empty()) {
-        sums.zero_();
-      } else {
-        sums.copy_(at::mm(at::cat(by[pixel]).t(), at::cat(from[pixel])));
+    const at::Tensor dx = at::empty_like(x, {}, at::MemoryFormat::ChannelsLast);
+    write(flat(dx), inputs, pixels,
+          [](const Parts& parts) { return at::mm(at::cat(parts.left, 1), at::cat(parts.right)); });
+    return dx;
+  }
+
+  static at::Tensor kernel_gradient(const Shape& shape, const at::Tensor& x, const at::Tensor& weight,
+                                    const at::Tensor& dy) {
+    const int64_t inputs = shape.inputs, outputs = shape.outputs;
+    const at::Tensor above = flat(dy), images = flat(x);
+    std::vector<Parts> pixels(shape.kernel_height * shape.kernel_width);
+    for (const Run& run : shape.runs()) {
+      for (int64_t pixel = 0; pixel < run.count; ++pixel) {
+        pixels[run.kernel + pixel].add(above.narrow(1, run.out * outputs, outputs),
+                                       images.narrow(1, (run.image + pixel) * inputs, inputs));
       }
     }
+    const at::Tensor d_weight = at::empty_like(weight, {}, at::MemoryFormat::ChannelsLast);
+    write(flat(d_weight), inputs, pixels,
+          [](const Parts& parts) { return at::mm(at::cat(parts.left).t(), at::cat(parts.right)); });
     return d_weight;
   }
 };
@@ -177,8 +235,8 @@ char* relabel_torch_convolve_small_map(const at::Tensor* x, const at::Tensor* we
     if (!cast && (x->scalar_type() != at::kFloat || weight->scalar_type() != at::kFloat)) return;
     const Shape shape = shape_of(*x, *weight, stride, padding);
     const bool one_pixel = shape.kernel_height * shape.kernel_width == 1;
-    const int64_t height = shape.out_height(), width = shape.out_width();
-    if (one_pixel || height < 1 || width < 1 || height * width > (cast ? kMostInHalf : kMost)) return;
+    if (one_pixel || shape.out_height() < 1 || shape.out_width() < 1) return;
+    if (shape.out_pixels() > (cast ? kMostInHalf : kMost)) return;
     if (cast) {
       const at::Tensor in_half = at::autocast::cached_cast(at::kBFloat16, *x, at::kCPU);
       const at::Tensor by = at::autocast::cached_cast(at::kBFloat16, *weight, at::kCPU);
