@@ -80,7 +80,7 @@ demo: build ## Make a small data set and train on it with two local workers
 	rm -rf demo/run
 	target/release/coordinator --workers 2 --local --config configs/demo.yaml --run-dir demo/run
 
-experiment: build ## Compare ReLabel with its baselines, in 20 minutes on two cores; EXPERIMENT=--fresh starts over, --why asks why
+experiment: build ## Compare ReLabel with its baselines, in 20 minutes on two cores; EXPERIMENT=--fresh starts over, --why and --resize ask more
 	python3 tests/experiment/experiment.py $(EXPERIMENT)
 
 clean: ## Remove what was built and the data and runs of demo and experiment; keep libtorch

@@ -226,9 +226,9 @@ class Experiment:
         return steps
 
     def evaluate(self, step, weights, test, size, threads, exact=False):
-        """Accuracies in percent on the test pictures, which no run has seen: `single_top1` on those of one
-        object; on those of several, `several_any` counts any object that is there, `several_top1` the folder's. Resized to
-        Pillow's exact pixels where `exact`."""
+        """Accuracies in percent on the test pictures, which no run has seen, resized to Pillow's exact pixels where
+        `exact`: `single_top1` on those of one object; on those of several, `several_any` counts any object that is
+        there, `several_top1` the folder's."""
         scores = {}
         for name, folder, truth in [("single", "val", "real.json"), ("several", "val-multi", "real-multi.json")]:
             sets = [f"{name}={test.dir / 'data' / folder}", "--real", test.dir / "data" / truth]

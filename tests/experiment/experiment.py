@@ -54,7 +54,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="runs at a time")
     parser.add_argument("--size", choices=SIZES, default="full")
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--why", action="store_true", help="teach with maps changed on purpose: what do students miss?")
+    instead.add_argument("--why", action="store_true", help="teach with maps changed on purpose: what is missed?")
     instead.add_argument("--resize", action="store_true", help="does the default resize cost accuracy?")
     parser.add_argument("--fresh", action="store_true", help="remove what earlier starts left, and start over")
     args = parser.parse_args()

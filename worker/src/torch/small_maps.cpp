@@ -1,5 +1,5 @@
-// Convolutions to maps of a few pixels, in channels_last memory on the CPU, as matrix products over the batch. oneDNN's go
-// along the rows of a map, of which there is next to nothing here, and multiply by the padding.
+// Convolutions to maps of a few pixels, in channels_last memory on the CPU, as matrix products over the batch. oneDNN's
+// go along the rows of a map, of which there is next to nothing here, and multiply by the padding.
 
 #include <ATen/Functions.h>
 #include <ATen/autocast_mode.h>
@@ -12,8 +12,8 @@
 
 namespace {
 
-// Pixels of a map beyond which the products are too many, each of the same few rows: there oneDNN is as fast. Those of a
-// kernel's gradient in bf16 are of more rows.
+// Pixels of a map beyond which the products are too many, each of the same few rows: there oneDNN is as fast. Those of
+// a kernel's gradient in bf16 are of more rows.
 constexpr int64_t kMost = 4, kMostInHalf = 16;
 
 // `count` pixels side by side of the images, from `image` on, that meet as many of the kernel, from `kernel` on, in the

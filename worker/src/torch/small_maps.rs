@@ -17,10 +17,10 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// The convolution of `x`, `[B, in, H, W]`, with `weight`, `[out, in, kernel, kernel]`, and its backward pass, as matrix
-/// products. None, and nothing done, where libtorch's own would be as fast, or this cannot do it: both have to lie in
-/// channels_last memory on the CPU, in f32 unless autocast makes them bf16, and the output to have four pixels an image at
-/// most. Of up to sixteen in bf16 the weight's gradient alone is a product, and the rest is libtorch's.
+/// The convolution of `x`, `[B, in, H, W]`, with `weight`, `[out, in, kernel, kernel]`, and its backward pass, as
+/// matrix products. None, and nothing done, where libtorch's own would be as fast, or this cannot do it: both have to
+/// lie in channels_last memory on the CPU, in f32 unless autocast makes them bf16, and the output to have four pixels
+/// an image at most. Of up to sixteen in bf16 the weight's gradient alone is a product, and the rest is libtorch's.
 ///
 /// # Errors
 /// What libtorch throws.
