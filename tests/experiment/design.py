@@ -81,3 +81,6 @@ SIZES = {
         "test": 20,
     },
 }
+
+# The full comparison with an annotator that has seen twice as many pictures: what does a better one give?
+SIZES["strong-annotator"] = SIZES["full"] | {"single": {"train": 12000, "val": 300}}

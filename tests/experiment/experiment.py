@@ -7,7 +7,7 @@ network, schedule and seeds. All training is done by our coordinator and workers
 Every step leaves its settings and outcome in a JSON file in the folder of the experiment. A second start repeats no
 step whose settings are the same, and goes on with runs that were interrupted; --fresh starts over. --why trains
 other students in the same folder, on label maps that are changed on purpose: see study.py; --resize some on pixels
-resized exactly: see resize.py.
+resized exactly: see resize.py. --size strong-annotator is the comparison with an annotator trained on twice as many.
 """
 
 import argparse
