@@ -36,11 +36,16 @@ def quality(made, true, classes):
     - `whole_right`: of the pictures, those whose global target has its maximum on an object
     - `whole_mass`: of the global targets' mass, that on the picture's objects; `whole_mass_named` that on the class
       of the folder; `whole_largest` the mean of the targets' largest part
+    - `objects_found`: of the objects that a cell lies on, those that one of their cells names
+    - `wrong_neighbour`: of the cells on an object that name none there, those that name another object of the picture
+    - `named_by_class`: cells on objects that name a class, over cells on objects of that class; 1 where neither too often
+      nor too seldom
     - `cell_largest`: mean of the largest part of a cell's softmax over all classes, on cells that lie on an object
     """
     folders = sorted(path.name for path in made.iterdir() if path.is_dir())
     sums = dict.fromkeys(["whole_right", "whole_mass", "whole_mass_named", "whole_largest"], 0.0)
-    cells = right = pictures = 0
+    cells = right = neighbour = objects_met = objects_found = pictures = 0
+    lying, named = [0] * classes, [0] * classes
     largest = logit = 0.0
     for index, folder in enumerate(folders):
         for path in sorted((made / folder).glob("*.pt")):
@@ -54,6 +59,7 @@ def quality(made, true, classes):
             sums["whole_mass"] += sum(target[i] for i in objects)
             sums["whole_mass_named"] += target[index]
             sums["whole_largest"] += target[best]
+            met, found = set(), set()
             for cell in range(side * side):
                 row, column = divmod(cell, side)
                 at = int((row + 0.5) / side * true_side) * true_side + int((column + 0.5) / side * true_side)
@@ -61,14 +67,26 @@ def quality(made, true, classes):
                 if here:
                     scores = mean_scores(logits, ids, [cell], classes)
                     cells += 1
-                    right += scores.index(max(scores)) in here
+                    name = scores.index(max(scores))
+                    right += name in here
+                    neighbour += name in objects - here
+                    named[name] += 1
+                    for one in here:
+                        lying[one] += 1
+                    met |= here
+                    found |= here & {name}
                     largest += max(softmax(scores))
                     logit += max(scores)
-    found = {name: value / pictures for name, value in sums.items()}
-    return found | {
+            objects_met += len(met)
+            objects_found += len(found)
+    means = {name: value / pictures for name, value in sums.items()}
+    return means | {
         "pictures": pictures,
         "side": side,
         "object_cells_right": right / cells,
+        "objects_found": objects_found / objects_met,
+        "wrong_neighbour": neighbour / max(cells - right, 1),
+        "named_by_class": [n / max(l, 1) for n, l in zip(named, lying)],
         "cell_largest": largest / cells,
         "cell_logit": logit / cells,
     }
